@@ -1,0 +1,93 @@
+"""The `lightly-collapse` command: parses, calls one function, prints.
+
+Every verb has two functions here: one adds its arguments to a parser, the other imports what the
+verb needs and runs it. Nothing heavy is imported before a verb runs, so `--help` answers at once.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from lightly_collapse import __version__
+
+
+_DESCRIPTION = "Prevent, measure, explain and transfer dimensional collapse."
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def _demo_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        metavar="METHOD",
+        help="baseline, so, srip, ldreg, directclr, no-projector (default: all of them)",
+    )
+    parser.add_argument("--epochs", type=int, default=30, help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("collapse-demo"),
+        help="folder for results.json, spectrum.png and report.html (default: %(default)s)",
+    )
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    from lightly_collapse.pretrain.demo import METHODS, demo  # noqa: PLC0415
+
+    names = [name for word in arguments.methods or METHODS for name in word.split(",") if name]
+    demo(names, epochs=arguments.epochs, seed=arguments.seed, output=arguments.output)
+
+
+_Verb = tuple[
+    str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], None]
+]
+_VERBS: dict[str, _Verb] = {
+    "demo": (
+        "train a small encoder on real digits by several methods and show how each collapses",
+        _demo_arguments,
+        _demo,
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb of the command line.
+
+    Args:
+        argv: the words after the program's name; those of the process by default.
+
+    Returns:
+        The exit status: 0, or 2 after a one-line message on standard error where an argument, an
+        input or an output is at fault; 130 when interrupted.
+    """
+    parser = _Parser(prog="lightly-collapse", description=_DESCRIPTION)
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="verb", required=True)
+    for verb, (summary, add_arguments, run) in _VERBS.items():
+        sub = verbs.add_parser(verb, help=summary, description=summary)
+        add_arguments(sub)
+        sub.set_defaults(run=run)
+    arguments = parser.parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except (ValueError, OSError) as error:
+        message = " ".join(str(error).split())
+        print(f"lightly-collapse {arguments.verb}: error: {message}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"lightly-collapse {arguments.verb}: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
