@@ -28,3 +28,23 @@ def check_rows(x: Tensor, name: str, minimum: int = 1) -> Tensor:
 
 def _count_nonfinite(x: Tensor) -> int:
     return int((~x.isfinite()).sum())
+
+
+def as_double(x: Tensor) -> Tensor:
+    """float64, or float32 on a device that has no float64 (Apple's MPS)."""
+    return x.float() if x.device.type == "mps" else x.double()
+
+
+def on_sphere(x: Tensor, name: str) -> Tensor:
+    """Return the rows of `x` divided by their length, or raise.
+
+    Raises:
+        ValueError: as `check_rows`, or where a row is zero and has no direction.
+    """
+    x = check_rows(x, name)
+    # Dividing by the largest entry first keeps the squares from under- and overflowing.
+    largest = x.abs().amax(dim=1, keepdim=True)
+    if not largest.all():
+        zeros = int((largest == 0).sum())
+        raise ValueError(f"{name} must hold no zero row, got {zeros}: it has no direction")
+    return torch.nn.functional.normalize(x / largest, dim=1)
