@@ -63,21 +63,22 @@ class DigitEncoder(nn.Sequential):
             nn.Conv2d(1, 32, 3, padding=1, bias=False),
             nn.BatchNorm2d(32),
             nn.ReLU(inplace=True),
-            BasicBlock(32, 32),
-            BasicBlock(32, 64, stride=2, downsample=_shortcut(32, 64)),
-            BasicBlock(64, WIDTH, stride=2, downsample=_shortcut(64, WIDTH)),
+            _halving_block(32, 32),
+            _halving_block(32, 64),
+            _halving_block(64, WIDTH),
             nn.AdaptiveAvgPool2d(1),
             nn.Flatten(),
         )
 
     def last_convolution(self) -> Tensor:
-        """The weight of the last convolution."""
-        convolutions = [layer for layer in self.modules() if isinstance(layer, nn.Conv2d)]
-        return convolutions[-1].weight
+        """The weight of the last convolution on the main path."""
+        convolutions = [layer for name, layer in self.named_modules() if name.endswith("conv2")]
+        return convolutions[-1].get_parameter("weight")
 
 
-def _shortcut(inputs: int, outputs: int) -> nn.Module:
-    return nn.Sequential(conv1x1(inputs, outputs, stride=2), nn.BatchNorm2d(outputs))
+def _halving_block(inputs: int, outputs: int) -> nn.Module:
+    shortcut = nn.Sequential(conv1x1(inputs, outputs, stride=2), nn.BatchNorm2d(outputs))
+    return BasicBlock(inputs, outputs, stride=2, downsample=shortcut)
 
 
 _Loss = Callable[[Tensor, Tensor], Tensor]

@@ -30,7 +30,6 @@ _STYLE: Any = {
     "grid.color": _INK,
     "legend.frameon": False,
     "lines.linewidth": 1.6,
-    "svg.hashsalt": "lightly-collapse",
     "text.color": _INK,
     "xtick.color": _INK,
     "ytick.color": _INK,
@@ -84,7 +83,9 @@ def to_svg(fig: Figure, description: str) -> Markup:
         The element, safe to put into a template.
     """
     buffer = io.StringIO()
-    fig.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    # The salt makes the same drawing the same text, and two drawings' identifiers differ.
+    with mpl.rc_context({"svg.hashsalt": description}):
+        fig.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
     label = Markup('role="img" aria-label="{}"').format(description)
