@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from lightly_collapse.functional._unit import unit_rows
+
 
 def as_float(x: Tensor) -> Tensor:
     """Half types upcast to float32, integers converted; float32 and float64 as they are."""
@@ -42,9 +44,7 @@ def on_sphere(x: Tensor, name: str) -> Tensor:
         ValueError: as `check_rows`, or where a row is zero and has no direction.
     """
     x = check_rows(x, name)
-    # Dividing by the largest entry first keeps the squares from under- and overflowing.
-    largest = x.abs().amax(dim=1, keepdim=True)
-    if not largest.all():
-        zeros = int((largest == 0).sum())
+    zeros = int((~x.any(dim=1)).sum())
+    if zeros:
         raise ValueError(f"{name} must hold no zero row, got {zeros}: it has no direction")
-    return torch.nn.functional.normalize(x / largest, dim=1)
+    return unit_rows(x)

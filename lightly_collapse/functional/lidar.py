@@ -21,8 +21,8 @@ def lidar(z: Tensor, delta: float = _DELTA) -> Tensor:
     writes, without a correction for degrees of freedom. With l the eigenvalues of the LDA matrix
     the measure is exp(-sum_i p_i ln p_i), p_i = l_i / sum_j l_j + 1e-7.
 
-    With S_w = L L^T, l are the squared singular values of the matrix of columns
-    L^-1 (mu_i - mu) / sqrt(n): one Cholesky factorisation and one SVD, no inverse and no root.
+    With S_w = L L^T, l are the eigenvalues of the symmetric L^-1 S_b L^-T: one Cholesky
+    factorisation and one symmetric eigenvalue problem, no inverse and no root.
 
     Args:
         z: (n, q, d) embeddings, q augmentations of each of n samples; computed in float64.
@@ -51,16 +51,16 @@ def lidar(z: Tensor, delta: float = _DELTA) -> Tensor:
         means = e.mean(dim=1)
         within = (e - means[:, None]).flatten(0, 1)
         s_w = within.mT @ within / within.shape[0]
-        between = (means - means.mean(dim=0)) / means.shape[0] ** 0.5
-        value = lidar_of_scatter(between, s_w, delta)
+        between = means - means.mean(dim=0)
+        value = lidar_of_scatter(between.mT @ between / means.shape[0], s_w, delta)
     return value if z.dtype == torch.float64 else value.float()
 
 
-def lidar_of_scatter(between: Tensor, s_w: Tensor, delta: float = _DELTA) -> Tensor:
-    """`lidar` from a factor of S_b and from S_w; differentiable in both.
+def lidar_of_scatter(s_b: Tensor, s_w: Tensor, delta: float = _DELTA) -> Tensor:
+    """`lidar` from the two covariances; differentiable in both.
 
     Args:
-        between: (r, d) matrix B with S_b = B^T B.
+        s_b: (d, d) between-sample covariance.
         s_w: (d, d) within-sample covariance, without `delta`.
         delta: added to the diagonal of S_w.
 
@@ -74,25 +74,26 @@ def lidar_of_scatter(between: Tensor, s_w: Tensor, delta: float = _DELTA) -> Ten
         >>> f"{lidar_of_scatter(torch.eye(3), torch.eye(3)):.3f}"
         '3.000'
     """
-    if not between.any():
+    if not s_b.diagonal().any():
         raise ValueError("z must hold samples whose means differ: S_b is zero and has no rank")
-    l = torch.linalg.cholesky(s_w + delta * torch.eye(s_w.shape[0]).to(s_w))  # noqa: E741
-    whitened = torch.linalg.solve_triangular(l, between.mT, upper=False)
-    s: Tensor = torch.linalg.svdvals(whitened)
-    # The LDA matrix has d eigenvalues; those beyond the number of rows are zero.
-    s = torch.nn.functional.pad(s, (0, s_w.shape[0] - s.shape[0]))
-    return rankme_of_spectrum((s / s.max()).square())
+    root = torch.linalg.cholesky(s_w + delta * torch.eye(s_w.shape[0]).to(s_w))
+    half = torch.linalg.solve_triangular(root, s_b, upper=False)
+    lda = torch.linalg.solve_triangular(root, half.mT, upper=False)
+    return rankme_of_spectrum(torch.linalg.eigvalsh(lda).clamp(min=0))
 
 
-def check_augmented(z: Tensor) -> None:
-    """Raise a ValueError unless `z` is (samples, augmentations, dimensions), two or more of each.
+def check_augmented(z: Tensor, samples: int = 2, finite: bool = True) -> None:
+    """Raise a ValueError unless `z` is (samples, augmentations, dimensions), large enough.
 
-    One dimension is enough.
+    Args:
+        z: the embeddings.
+        samples: the least number of samples; of augmentations it is two, of dimensions one.
+        finite: whether NaN and inf are refused as well.
     """
-    if z.ndim != 3 or z.shape[0] < 2 or z.shape[1] < 2 or z.shape[2] < 1:
+    if z.ndim != 3 or z.shape[0] < samples or z.shape[1] < 2 or z.shape[2] < 1:
         raise ValueError(
-            "z must be 3-D (samples, augmentations, dimensions) with two samples and two "
-            f"augmentations or more, got shape {tuple(z.shape)}"
+            f"z must be 3-D (samples, augmentations, dimensions) with at least {samples} sample(s) "
+            f"and two augmentations, got shape {tuple(z.shape)}"
         )
-    if not z.isfinite().all():
+    if finite and not z.isfinite().all():
         raise ValueError(f"z must be finite, got {int((~z.isfinite()).sum())} NaN or inf entries")

@@ -71,7 +71,7 @@ def test_lidar_has_a_gradient():
     ("z", "message"),
     [
         (torch.zeros(4, 3), "z must be 3-D"),
-        (torch.zeros(1, 3, 2), "two samples"),
+        (torch.zeros(1, 3, 2), "at least 2 sample"),
         (torch.zeros(4, 1, 2), "two augmentations"),
         (torch.zeros(4, 3, 2), "means differ"),
         (torch.full((4, 3, 2), float("nan")), "24 NaN or inf"),
