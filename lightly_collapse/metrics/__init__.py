@@ -1,6 +1,7 @@
 """torchmetrics classes over `lightly_collapse.functional`: streaming, DDP-correct, bounded."""
 
 from lightly_collapse.metrics.collection import CollapseMetrics, collapse_metrics
+from lightly_collapse.metrics.features import LayerTaps, feature_rows, hidden_features
 from lightly_collapse.metrics.hypersphere import Alignment, Uniformity, WassersteinUniformity
 from lightly_collapse.metrics.intrinsic_dimension import LocalIntrinsicDimension, TwoNN
 from lightly_collapse.metrics.lidar import LiDAR
@@ -15,6 +16,7 @@ from lightly_collapse.metrics.spectrum import (
     Spectrum,
     StableRank,
 )
+from lightly_collapse.metrics.weights import WeightSpectrum, weight_spectra
 
 __all__ = [
     "Alignment",
@@ -23,6 +25,7 @@ __all__ = [
     "CollapsedDimensions",
     "ConditionNumber",
     "EffectiveRank",
+    "LayerTaps",
     "LiDAR",
     "LocalIntrinsicDimension",
     "NESum",
@@ -33,5 +36,9 @@ __all__ = [
     "TwoNN",
     "Uniformity",
     "WassersteinUniformity",
+    "WeightSpectrum",
     "collapse_metrics",
+    "feature_rows",
+    "hidden_features",
+    "weight_spectra",
 ]

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
 from lightly_collapse.metrics.spectrum import (
@@ -14,6 +16,7 @@ from lightly_collapse.metrics.spectrum import (
     NESum,
     ParticipationRatio,
     RankMe,
+    Spectrum,
     StableRank,
 )
 
@@ -28,6 +31,27 @@ class CollapseMetrics(MetricCollection):
         """The value of every metric by name."""
         with self._synced():
             return super().compute()
+
+    def compute_or_nan(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """As `compute`, but a metric that cannot be computed is nan instead of an error.
+
+        Returns:
+            The values, with `rows` and `dropped` of all processes among them, and the reason for
+            every metric that is nan.
+        """
+        values: dict[str, Tensor] = {}
+        reasons: dict[str, str] = {}
+        with self._synced():
+            for name, metric in self.items(keep_base=True, copy_state=False):
+                try:
+                    values[name] = metric.compute() if metric.rows else torch.tensor(torch.nan)
+                except ValueError as error:
+                    values[name], reasons[name] = torch.tensor(torch.nan), str(error)
+                if not metric.rows:
+                    reasons[name] = f"no row was measured, {int(metric.dropped)} were dropped"
+            leader = self._member(self.compute_groups[0][0])
+            values |= {"rows": leader.rows.clone(), "dropped": leader.dropped.clone()}
+        return values, reasons
 
     @contextmanager
     def _synced(self) -> Iterator[None]:
@@ -58,12 +82,13 @@ class CollapseMetrics(MetricCollection):
 
 
 def collapse_metrics(
-    rtol: float = 1e-3, nan_strategy: str = "error", **kwargs: Any
+    rtol: float = 1e-3, spectrum: bool = False, nan_strategy: str = "error", **kwargs: Any
 ) -> CollapseMetrics:
     """Every scalar spectrum metric in one collection that updates one sketch.
 
     Args:
         rtol: tolerance of `collapsed_dimensions`.
+        spectrum: add `spectrum`, the singular values of the centred rows.
         nan_strategy: `error`, or `drop` rows that hold NaN or inf.
         **kwargs: as `torchmetrics.Metric`, such as `process_group`.
 
@@ -75,7 +100,6 @@ def collapse_metrics(
         ValueError: if an argument is out of range.
 
     Examples:
-        >>> import torch
         >>> metrics = collapse_metrics()
         >>> generator = torch.Generator().manual_seed(0)
         >>> for _ in range(10):
@@ -95,4 +119,6 @@ def collapse_metrics(
         "collapsed_dimensions": CollapsedDimensions(rtol=rtol, **settings),
         "alpha_req": AlphaReQ(**settings),
     }
+    if spectrum:
+        metrics["spectrum"] = Spectrum(center=True, **settings)
     return CollapseMetrics(metrics, compute_groups=[list(metrics)])
