@@ -25,6 +25,12 @@ def _location_and_scale(reference: Tensor) -> tuple[Tensor, Tensor]:
     return mean, torch.ldexp(torch.ones_like(scale), torch.frexp(scale).exponent)
 
 
+def _in_one_dtype(x: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in float32 or better: in the wider of their types."""
+    dtype = torch.promote_types(as_float(x).dtype, as_float(reference).dtype)
+    return x.to(dtype), reference.to(dtype)
+
+
 def nearest_neighbors(
     x: Tensor, reference: Tensor, k: int, exclude: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -56,7 +62,7 @@ def nearest_neighbors(
         >>> distances.squeeze().tolist(), rows.squeeze().tolist()
         ([1.0, 0.0, 0.0], [1, 2, 1])
     """
-    x, reference = as_float(x), as_float(reference)
+    x, reference = _in_one_dtype(x, reference)
     if x.shape[1] != reference.shape[1]:
         raise ValueError(
             f"reference must have the width of x, {x.shape[1]}, got {reference.shape[1]}"
@@ -204,7 +210,7 @@ def neighbor_distances(
         >>> x.grad
         tensor([[-0.6000, -0.8000]])
     """
-    distances: Tensor = _NeighborDistances.apply(as_float(x), as_float(reference), k, exclude)
+    distances: Tensor = _NeighborDistances.apply(*_in_one_dtype(x, reference), k, exclude)
     return distances
 
 

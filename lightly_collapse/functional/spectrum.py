@@ -195,6 +195,8 @@ def condition_number(s: Tensor) -> Tensor:
 def collapsed_dimensions(s: Tensor, rtol: float = 1e-3) -> Tensor:
     """Number of dimensions whose singular value is below `rtol` times the largest.
 
+    Counted are the r = min(n, d) singular values given: take more samples than dimensions.
+
     Args:
         s: (r,) singular values.
         rtol: relative tolerance, between 0 and 1.
@@ -278,7 +280,8 @@ def normalized_eigenvalues(m: Tensor) -> Tensor:
 
 
 def _exponential_of_entropy(p: Tensor) -> Tensor:
-    entropy: Tensor = torch.special.entr(p).sum()
+    # At zero, -p ln p is zero but its slope infinite; as a constant it gives no NaN gradient.
+    entropy: Tensor = torch.special.entr(torch.where(p > 0, p, 1)).sum()
     return entropy.exp()
 
 
