@@ -15,7 +15,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightly_collapse.metrics import LayerTaps, LocalIntrinsicDimension, collapse_metrics
-from lightly_collapse.metrics.features import find_layers
+from lightly_collapse.metrics.features import check_positions, find_layers
 from lightly_collapse.report.files import write_whole
 from lightly_collapse.report.plots import log_lines
 
@@ -68,6 +68,9 @@ class CollapseMonitor(pl.Callback):
             raise ValueError(f"every_n_epochs must be at least 1, got {every_n_epochs}")
         if isinstance(layers, str):
             layers = (layers,)
+        if not layers:
+            raise ValueError("layers must name at least one layer, got none")
+        check_positions(positions)
         self.layers = tuple(dict.fromkeys(layers))
         self.every_n_epochs = every_n_epochs
         self.positions = positions
@@ -81,8 +84,11 @@ class CollapseMonitor(pl.Callback):
         """Hook the layers."""
         find_layers(pl_module, self.layers)
         self._active = False
-        self._rows = _read_csv(self._csv_path(trainer), trainer.current_epoch)
         self._taps = LayerTaps(pl_module, self.layers, self._take, self.positions)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Read what an earlier part of a resumed fit wrote; only now the epoch is known."""
+        self._rows = _read_csv(self._csv_path(trainer), trainer.current_epoch)
 
     def _take(self, layer: str, rows: Tensor) -> None:
         if self._active:
@@ -135,6 +141,7 @@ class CollapseMonitor(pl.Callback):
         if not self._active:
             return
         self._active = False
+        writes = trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False)
         row: dict[str, Any] = {"epoch": trainer.current_epoch, "step": trainer.global_step}
         for layer, probe in self._probes.items():
             values, spectrum = probe.compute(layer)
@@ -145,7 +152,7 @@ class CollapseMonitor(pl.Callback):
                 sync_dist=True,
             )
             row |= {f"{layer}/{name}": value for name, value in values.items()}
-            if trainer.is_global_zero and spectrum is not None and not trainer.fast_dev_run:
+            if writes and spectrum is not None:
                 fig = log_lines(
                     {layer: (spectrum / spectrum[0]).tolist()},
                     "singular value / largest",
@@ -156,7 +163,7 @@ class CollapseMonitor(pl.Callback):
             probe.reset()
         self._rows[trainer.current_epoch] = row
         path = self._csv_path(trainer)  # asks all processes, so outside the condition
-        if trainer.is_global_zero and not trainer.fast_dev_run:
+        if writes:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, _csv(list(self._rows.values())))
 
@@ -199,7 +206,7 @@ class _Probe:
 
 def _log_figure(logger: Logger, name: str, fig: Figure, step: int) -> None:
     """Hand the figure to a logger that takes one; others take numbers only."""
-    experiment = getattr(logger, "experiment", None)
+    experiment: Any = getattr(logger, "experiment", None)
     if hasattr(experiment, "add_figure"):  # TensorBoard
         experiment.add_figure(name, fig, global_step=step)
     elif hasattr(logger, "log_image"):  # Weights & Biases

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
+from lightly_collapse.metrics._mergeable import MergeableMetric
 from lightly_collapse.metrics.spectrum import (
     AlphaReQ,
     CollapsedDimensions,
@@ -42,14 +43,17 @@ class CollapseMetrics(MetricCollection):
         values: dict[str, Tensor] = {}
         reasons: dict[str, str] = {}
         with self._synced():
-            for name, metric in self.items(keep_base=True, copy_state=False):
-                try:
-                    values[name] = metric.compute() if metric.rows else torch.tensor(torch.nan)
-                except ValueError as error:
-                    values[name], reasons[name] = torch.tensor(torch.nan), str(error)
-                if not metric.rows:
-                    reasons[name] = f"no row was measured, {int(metric.dropped)} were dropped"
             leader = self._member(self.compute_groups[0][0])
+            nothing = f"no row was measured, {int(leader.dropped)} were dropped"
+            for name in self.compute_groups[0]:
+                values[name] = torch.tensor(torch.nan)
+                if not leader.rows:
+                    reasons[name] = nothing
+                    continue
+                try:
+                    values[name] = self._member(name).compute()
+                except ValueError as error:
+                    reasons[name] = str(error)
             values |= {"rows": leader.rows.clone(), "dropped": leader.dropped.clone()}
         return values, reasons
 
@@ -76,8 +80,8 @@ class CollapseMetrics(MetricCollection):
                 leader.unsync()
             self._compute_groups_create_state_ref()
 
-    def _member(self, name: str) -> Metric:
-        metric: Metric = getattr(self, name)
+    def _member(self, name: str) -> MergeableMetric:
+        metric: MergeableMetric = getattr(self, name)
         return metric
 
 

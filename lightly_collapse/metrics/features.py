@@ -36,7 +36,7 @@ def feature_rows(output: Any, positions: str = "mean", channels: int | None = No
         >>> feature_rows(torch.zeros(2, 197, 768), positions="all").shape
         torch.Size([394, 768])
     """
-    _check_positions(positions)
+    check_positions(positions)
     while isinstance(output, (tuple, list)) and output:
         output = output[0]
     if not isinstance(output, Tensor):
@@ -83,7 +83,7 @@ class LayerTaps:
         positions: str = "mean",
         channels: int | None = None,
     ) -> None:
-        _check_positions(positions)
+        check_positions(positions)
         submodules = find_layers(module, layers)
 
         def hook_of(name: str) -> Callable[..., None]:
@@ -173,6 +173,7 @@ def find_layers(module: nn.Module, layers: Sequence[str]) -> dict[str, nn.Module
     return {name: named[name] for name in layers}
 
 
-def _check_positions(positions: str) -> None:
+def check_positions(positions: str) -> None:
+    """Raise a ValueError unless `positions` is known."""
     if positions not in _POSITIONS:
         raise ValueError(f"positions must be one of {', '.join(_POSITIONS)}, got {positions!r}")
