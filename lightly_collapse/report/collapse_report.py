@@ -158,16 +158,9 @@ class CollapseReport:
             else f"No dimension of the {width} is below {rtol:g} of the largest singular value."
         )
         share = rank / min(width, max(rows - 1, 1))
-        degree = (
-            "strongly collapsed"
-            if share < 0.1
-            else "partly collapsed"
-            if share < 0.35
-            else "not collapsed"
-        )
         sentences.append(
-            f"The variance is spread as over {rank:.1f} equal dimensions ({100 * share:.0f} % of "
-            f"those available): by this measure the representation is {degree}."
+            f"Its effective rank is {rank:.1f}, as if that many dimensions were in use, all alike: "
+            f"{100 * share:.0f} % of those available."
         )
         sentences += self._weight_verdict()
         if int(out.scalars["dropped"] or 0):

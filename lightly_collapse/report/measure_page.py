@@ -11,6 +11,17 @@ from lightly_collapse.report.glossary import GLOSSARY, Entry
 from lightly_collapse.report.page import render
 from lightly_collapse.report.plots import heat_map, histogram, log_lines
 
+# As many as fit the width of a printed page.
+_OF_LAYERS = (
+    "rankme",
+    "effective_rank",
+    "collapsed_dimensions",
+    "participation_ratio",
+    "alpha_req",
+    "mlid",
+    "two_nn",
+)
+
 
 def measure_page(report: CollapseReport) -> str:
     """The page of one report.
@@ -46,6 +57,7 @@ def measure_page(report: CollapseReport) -> str:
         feature_map=_heat_map(flow, "Normalised eigenvalues of the features, one row a layer"),
         weight_map=_heat_map(weights, "Normalised eigenvalues of the weights, one row a weight"),
         lid=_lid([(out.name, out)]),
+        of_layers={n: GLOSSARY[n] for n in _OF_LAYERS},
     )
 
 

@@ -5,9 +5,12 @@ from collections.abc import Mapping, Sequence
 from itertools import cycle
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from lightly_collapse.report.figures import COLORS, figure
+
+_LEAST = 1e-7
 
 
 def log_lines(
@@ -31,18 +34,25 @@ def log_lines(
         >>> fig = log_lines({"backbone": [1.0, 0.1, 0.0]}, "singular value / largest", 1e-3)
     """
     with figure() as (fig, axes):
+        if len(lines) > len(COLORS):  # many layers: one colour scale along the depth
+            axes.set_prop_cycle(color=colormaps["viridis"](np.linspace(0.05, 0.9, len(lines))))
         for label, values in lines.items():
             positive = [v if v > 0 else math.nan for v in values]
             axes.plot(range(1, len(values) + 1), positive, label=label)
         if tolerance is not None:
             axes.axhline(tolerance, linestyle="--", linewidth=1, color="#7f7f7f")
         axes.set_yscale("log")
+        # Below this lies rounding error, and the axis would be mostly empty.
+        if axes.get_ylim()[0] < _LEAST:
+            axes.set_ylim(bottom=_LEAST)
         axes.set_xlabel("index, largest first")
         axes.set_ylabel(ylabel)
         axes.margins(x=0.01)
         if title is not None:
             axes.set_title(title)
-        if lines:
+        if len(lines) > len(COLORS):
+            axes.legend(fontsize="x-small", ncols=2)
+        elif lines:
             axes.legend()
     return fig
 
