@@ -1,0 +1,1 @@
+"""Theory that runs: which dimensions collapse, when, and why, before or beside training."""
