@@ -12,7 +12,6 @@ from typing import NoReturn
 
 from lightly_collapse import __version__
 
-
 _DESCRIPTION = "Prevent, measure, explain and transfer dimensional collapse."
 
 
@@ -47,9 +46,7 @@ def _demo(arguments: argparse.Namespace) -> None:
     demo(names, epochs=arguments.epochs, seed=arguments.seed, output=arguments.output)
 
 
-_Verb = tuple[
-    str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], None]
-]
+_Verb = tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], None]]
 _VERBS: dict[str, _Verb] = {
     "demo": (
         "train a small encoder on real digits by several methods and show how each collapses",

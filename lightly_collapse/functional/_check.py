@@ -19,8 +19,7 @@ def check_rows(x: Tensor, name: str, minimum: int = 1) -> Tensor:
         raise ValueError(f"{name} must be 2-D (samples, dimensions), got shape {tuple(x.shape)}")
     if x.shape[0] < minimum or x.shape[1] < 1:
         raise ValueError(
-            f"{name} must have at least {minimum} row(s) and one column, "
-            f"got shape {tuple(x.shape)}"
+            f"{name} must have at least {minimum} row(s) and one column, got shape {tuple(x.shape)}"
         )
     if not x.isfinite().all():
         raise ValueError(f"{name} must be finite, got {_count_nonfinite(x)} NaN or inf entries")

@@ -1,0 +1,40 @@
+"""Pure functions, tensor in, tensor out: every formula of the package, once."""
+
+from lightly_collapse.functional.intrinsic_dimension import (
+    fisher_rao_distance,
+    geometric_mean,
+    lid_mle,
+    lid_mom,
+)
+from lightly_collapse.functional.orthogonality import orthogonality_penalty, weight_matrix
+from lightly_collapse.functional.spectrum import (
+    alpha_req,
+    collapsed_dimensions,
+    condition_number,
+    effective_rank,
+    nesum,
+    normalized_eigenvalues,
+    participation_ratio,
+    rankme,
+    singular_values,
+    stable_rank,
+)
+
+__all__ = [
+    "alpha_req",
+    "collapsed_dimensions",
+    "condition_number",
+    "effective_rank",
+    "fisher_rao_distance",
+    "geometric_mean",
+    "lid_mle",
+    "lid_mom",
+    "nesum",
+    "normalized_eigenvalues",
+    "orthogonality_penalty",
+    "participation_ratio",
+    "rankme",
+    "singular_values",
+    "stable_rank",
+    "weight_matrix",
+]

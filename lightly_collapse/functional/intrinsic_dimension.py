@@ -1,0 +1,191 @@
+"""Local intrinsic dimensionality (LID): in how many directions a sample's neighbours lie.
+
+r_1 <= ... <= r_k are the distances of a sample to its k nearest neighbours.
+"""
+
+import torch
+from torch import Tensor
+
+from lightly_collapse.functional._check import as_float, check_rows
+from lightly_collapse.functional.neighbors import neighbor_distances
+
+
+def lid_mom(x: Tensor, reference: Tensor | None = None, k: int = 64) -> Tensor:
+    """Local intrinsic dimensionality by the method of moments.
+
+    LID = m / (r_k - m), where m is the mean of the k - 1 nearer distances r_1 .. r_{k-1}.
+
+    Args:
+        x: (n, d) samples; half types are computed in float32.
+        reference: (m, d) points among which the neighbours are sought, none left out. By default
+            they are sought in `x`, the sample's own row left out.
+        k: number of neighbours, at least 2.
+
+    Returns:
+        (n,) LID, float32 or float64, with a gradient with respect to `x` as samples; the
+        neighbours are constants. Where all distances are equal the LID is infinite, where all but
+        the last are zero it is zero: those are returned as 1 / eps and eps of the dtype.
+
+    Raises:
+        ValueError: if an input is not 2-D, is empty or holds NaN or inf, the widths differ, or `k`
+            is below 2 or above the number of candidate neighbours.
+
+    Source: Huang et al., "LDReg", ICLR 2024, arXiv 2401.10474, section 4; Amsaleg et al.,
+    "Extreme-value-theoretic estimation of local intrinsic dimensionality", 2018, section 4.2.
+
+    Examples:
+        >>> plane = torch.rand(2000, 2, generator=torch.Generator().manual_seed(0))
+        >>> f"{geometric_mean(lid_mom(plane)):.1f}"
+        '1.9'
+    """
+    return lid_mom_from_distances(_distances(x, reference, k))
+
+
+def lid_mle(x: Tensor, reference: Tensor | None = None, k: int = 64) -> Tensor:
+    """Local intrinsic dimensionality by maximum likelihood.
+
+    LID = -(1/k sum_{i=1..k} ln(r_i / r_k))^-1: the sum runs over all k (its last term is zero) and
+    is divided by k.
+
+    Args:
+        x: (n, d) samples; half types are computed in float32.
+        reference: (m, d) points among which the neighbours are sought, none left out. By default
+            they are sought in `x`, the sample's own row left out.
+        k: number of neighbours, at least 2.
+
+    Returns:
+        (n,) LID, float32 or float64, with a gradient with respect to `x` as samples; the
+        neighbours are constants. Ratios r_i / r_k are held within [eps, 1 - eps] of the dtype, so
+        that neighbours at the same place, or all at one distance, give finite values.
+
+    Raises:
+        ValueError: if an input is not 2-D, is empty or holds NaN or inf, the widths differ, or `k`
+            is below 2 or above the number of candidate neighbours.
+
+    Source: Amsaleg et al., "Estimating local intrinsic dimensionality", KDD 2015, section 4.1.
+
+    Examples:
+        >>> plane = torch.rand(2000, 2, generator=torch.Generator().manual_seed(0))
+        >>> f"{geometric_mean(lid_mle(plane)):.1f}"
+        '2.0'
+    """
+    return lid_mle_from_distances(_distances(x, reference, k))
+
+
+def lid_mom_from_distances(r: Tensor) -> Tensor:
+    """`lid_mom` from (n, k) neighbour distances in ascending order.
+
+    Args:
+        r: (n, k) distances, k at least 2.
+
+    Returns:
+        (n,) LID.
+
+    Raises:
+        ValueError: if `r` is not 2-D with at least two columns.
+
+    Examples:
+        >>> lid_mom_from_distances(torch.tensor([[1.0, 2.0, 3.0]]))
+        tensor([1.])
+    """
+    r = _check_distances(r)
+    # m / w without its gap to 1: LID = m / (w - m) keeps its precision where m is close to w.
+    w = r[:, -1]
+    m = r[:, :-1].mean(dim=1)
+    eps = torch.finfo(r.dtype).eps
+    positive = w > 0
+    w = torch.where(positive, w, 1)
+    m = torch.where(positive, m, 0)
+    gap = (w - m) / w
+    return (m / w).clamp(min=eps) / gap.clamp(min=eps)
+
+
+def lid_mle_from_distances(r: Tensor) -> Tensor:
+    """`lid_mle` from (n, k) neighbour distances in ascending order.
+
+    Args:
+        r: (n, k) distances, k at least 2.
+
+    Returns:
+        (n,) LID.
+
+    Raises:
+        ValueError: if `r` is not 2-D with at least two columns.
+
+    Examples:
+        >>> lid_mle_from_distances(torch.tensor([[1.0, torch.e]]))
+        tensor([2.])
+    """
+    r = _check_distances(r)
+    eps = torch.finfo(r.dtype).eps
+    w = r[:, -1:]
+    ratio = torch.where(w > 0, r / torch.where(w > 0, w, 1), 0)
+    return -1 / ratio.clamp(min=eps).log().mean(dim=1).clamp(max=-eps)
+
+
+def geometric_mean(lid: Tensor) -> Tensor:
+    """Geometric mean of local intrinsic dimensionalities (mLID): exp(mean(ln LID)).
+
+    Args:
+        lid: LID values of any shape.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: if `lid` is empty or holds a value that is not positive and finite.
+
+    Source: Huang et al., "LDReg", ICLR 2024, arXiv 2401.10474, theorem 4 (the Frechet mean under
+    the Fisher-Rao metric).
+
+    Examples:
+        >>> geometric_mean(torch.tensor([1.0, 4.0]))
+        tensor(2.)
+    """
+    return _check_lid(lid, "lid").log().mean().exp()
+
+
+def fisher_rao_distance(lid0: Tensor, lid1: Tensor) -> Tensor:
+    """Fisher-Rao distance between two local distance distributions: |ln(LID_0 / LID_1)|.
+
+    Args:
+        lid0: LID values.
+        lid1: LID values of a shape that broadcasts with that of `lid0`.
+
+    Returns:
+        The distances.
+
+    Raises:
+        ValueError: if either is empty or holds a value that is not positive and finite.
+
+    Source: Huang et al., "LDReg", ICLR 2024, arXiv 2401.10474, theorem 2.
+
+    Examples:
+        >>> fisher_rao_distance(torch.tensor(1.0), torch.tensor(2.0))
+        tensor(0.6931)
+    """
+    return (_check_lid(lid0, "lid0").log() - _check_lid(lid1, "lid1").log()).abs()
+
+
+def _distances(x: Tensor, reference: Tensor | None, k: int) -> Tensor:
+    if k < 2:
+        raise ValueError(f"k must be at least 2, got {k}: a LID compares two distances")
+    x = check_rows(x, "x")
+    if reference is not None:
+        return neighbor_distances(x, check_rows(reference, "reference"), k)
+    return neighbor_distances(x, x.detach(), k, torch.arange(x.shape[0], device=x.device))
+
+
+def _check_distances(r: Tensor) -> Tensor:
+    if r.ndim != 2 or r.shape[1] < 2:
+        raise ValueError(
+            f"r must be (samples, neighbours) with two neighbours or more, got {tuple(r.shape)}"
+        )
+    return as_float(r)
+
+
+def _check_lid(lid: Tensor, name: str) -> Tensor:
+    lid = as_float(lid)
+    if lid.numel() == 0 or not (lid.isfinite() & (lid > 0)).all():
+        raise ValueError(f"{name} must hold positive, finite values, at least one")
+    return lid

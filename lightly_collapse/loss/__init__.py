@@ -1,0 +1,7 @@
+"""Losses and regularizers to add to a Lightly objective."""
+
+from lightly_collapse.loss.directclr import DirectCLRLoss
+from lightly_collapse.loss.ldreg import LDRegularizer
+from lightly_collapse.loss.orthogonality import OrthogonalityRegularizer
+
+__all__ = ["DirectCLRLoss", "LDRegularizer", "OrthogonalityRegularizer"]

@@ -1,0 +1,155 @@
+"""LDReg: a regularizer that raises the local intrinsic dimensionality of representations."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from lightly_collapse._distributed import (
+    check_same_shape,
+    gather_rows,
+    gathering,
+    mean_over_processes,
+)
+from lightly_collapse.functional._check import check_rows
+from lightly_collapse.functional.intrinsic_dimension import (
+    lid_mle_from_distances,
+    lid_mom_from_distances,
+)
+from lightly_collapse.functional.neighbors import neighbor_distances
+
+_ESTIMATORS = {"mom": lid_mom_from_distances, "mle": lid_mle_from_distances}
+_NORMS = ("l1", "l2")
+
+
+class LDRegularizer(nn.Module):
+    """Local dimensionality regularization: minus the mean log LID of the samples, weighted.
+
+        l1: -weight * mean_i ln LID_i
+        l2: -weight * sqrt(mean_i (ln LID_i)^2)
+
+    Each sample's LID is estimated from its k nearest neighbours among all views stacked (of all
+    processes when gathering) and the rows of `reference`; the sample itself is left out by its
+    index, so that equal rows are neighbours at distance zero. Neighbours are constants: the
+    gradient is that with respect to the sample. Add it to the self-supervised loss, on the
+    representation before the projector. The official code takes abs(ln LID) in the l1 form, which
+    is the same while every LID is above 1 and pushes a sample the other way once it is below.
+
+    Args:
+        weight: beta; the paper's settings are 0.01 for SimCLR, 0.005 for BYOL and MoCo, 5e-6 for
+            MAE, from the eleventh epoch on.
+        k: number of neighbours, at least 2 and below the number of rows to choose from. An
+            incomplete last batch may be too small: use `drop_last=True` in the data loader.
+        norm: `l1` or `l2`.
+        estimator: `mom`, the method of moments, or `mle`, maximum likelihood.
+        gather_distributed: seek the neighbours in all processes. Value and gradient are then those
+            of one process with the whole batch, given that gradients are averaged over processes,
+            as DistributedDataParallel does.
+
+    Raises:
+        ValueError: if `weight` is negative or not finite, `k` is below 2, or `norm` or `estimator`
+            is unknown.
+
+    Source: Huang et al., "LDReg: Local dimensionality regularized self-supervised learning", ICLR
+    2024, arXiv 2401.10474, equations 4 and 5, and its official code.
+
+    Examples:
+        >>> regularizer = LDRegularizer(weight=0.01, k=16)
+        >>> out0, out1 = torch.randn(32, 512), torch.randn(32, 512)  # the backbone's features
+        >>> penalty = regularizer(out0, out1)  # loss = loss + penalty
+    """
+
+    def __init__(
+        self,
+        weight: float = 0.01,
+        k: int = 64,
+        norm: str = "l1",
+        estimator: str = "mom",
+        gather_distributed: bool = False,
+    ) -> None:
+        super().__init__()
+        if not 0 <= weight < float("inf"):
+            raise ValueError(f"weight must be finite and not negative, got {weight}")
+        if k < 2:
+            raise ValueError(f"k must be at least 2, got {k}: a LID compares two distances")
+        if norm not in _NORMS:
+            raise ValueError(f"norm must be one of {', '.join(_NORMS)}, got {norm!r}")
+        if estimator not in _ESTIMATORS:
+            raise ValueError(
+                f"estimator must be one of {', '.join(_ESTIMATORS)}, got {estimator!r}"
+            )
+        self.weight = weight
+        self.k = k
+        self.norm = norm
+        self.estimator = estimator
+        self.gather_distributed = gather_distributed
+
+    def forward(self, *views: Tensor, reference: Tensor | None = None) -> Tensor:
+        """Compute the weighted penalty of one view or more.
+
+        Args:
+            views: (n, d) features, a tensor a view; half types are computed in float32, autocast
+                or not.
+            reference: (m, d) further points among which neighbours are sought, without gradient,
+                such as BYOL's momentum features.
+
+        Returns:
+            A scalar, usually negative.
+
+        Raises:
+            ValueError: if no view is given, a view is not 2-D, is empty or holds NaN or inf, the
+                shapes differ between views or processes, or `k` is not below the number of rows
+                to choose from.
+        """
+        if not views:
+            raise ValueError("views must hold at least one tensor of features, got none")
+        rows = [check_rows(view, f"views[{i}]") for i, view in enumerate(views)]
+        if any(view.shape != rows[0].shape for view in rows):
+            raise ValueError(
+                "views must have the same shape, got "
+                + ", ".join(str(tuple(view.shape)) for view in views)
+            )
+        x = torch.cat(rows)
+        own = torch.arange(len(x), device=x.device)
+        points = x.detach()
+        gather = self.gather_distributed and gathering()
+        if gather:
+            check_same_shape(x, "views")
+            own = own + dist.get_rank() * len(x)
+            points = gather_rows(points)
+        if reference is not None:
+            further = check_rows(reference.detach(), "reference")
+            if further.shape[1] != x.shape[1]:
+                raise ValueError(
+                    f"reference must have the width of the views, {x.shape[1]}, "
+                    f"got {further.shape[1]}"
+                )
+            if gather:
+                check_same_shape(further, "reference")
+                further = gather_rows(further)
+            points = torch.cat([points, further.to(points.dtype)])
+        if self.k >= len(points):
+            raise ValueError(
+                f"k must be below the number of rows to choose from, {len(points)}, got {self.k}; "
+                "take a larger batch, or drop_last=True in the data loader"
+            )
+        with torch.autocast(x.device.type, enabled=False):
+            log_lid = _ESTIMATORS[self.estimator](neighbor_distances(x, points, self.k, own)).log()
+            if self.norm == "l1":
+                mean = log_lid.mean()
+                return -self.weight * (mean_over_processes(mean) if gather else mean)
+            return -self.weight * self._root_mean_square(log_lid, gather)
+
+    def extra_repr(self) -> str:
+        """The settings, as they stand in the module's printed form."""
+        return (
+            f"weight={self.weight}, k={self.k}, norm={self.norm!r}, "
+            f"estimator={self.estimator!r}, gather_distributed={self.gather_distributed}"
+        )
+
+    @staticmethod
+    def _root_mean_square(log_lid: Tensor, gather: bool) -> Tensor:
+        square = log_lid.square().mean()
+        if gather:
+            square = mean_over_processes(square)
+        # The root's slope at zero is infinite; there the regularizer has nothing to push.
+        return torch.where(square > 0, square, 1).sqrt() * (square > 0)

@@ -1,0 +1,5 @@
+"""Heads between the backbone and the loss."""
+
+from lightly_collapse.models.heads import DirectCLRHead
+
+__all__ = ["DirectCLRHead"]
