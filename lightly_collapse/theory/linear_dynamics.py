@@ -122,9 +122,7 @@ def strong_augmentation_dynamics(
     """
     if augmentation_covariance is None:
         if not 0 <= noisy_dimensions <= dimension:
-            raise ValueError(
-                f"noisy_dimensions must lie in 0..{dimension}, got {noisy_dimensions}"
-            )
+            raise ValueError(f"noisy_dimensions must lie in 0..{dimension}, got {noisy_dimensions}")
         if not noise >= 0:
             raise ValueError(f"noise must not be negative, got {noise}")
         noise_root = noise * torch.eye(dimension)[dimension - noisy_dimensions :]
