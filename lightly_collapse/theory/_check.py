@@ -12,7 +12,8 @@ def covariance_root(covariance: Tensor, name: str) -> Tensor:
     """
     values, vectors = torch.linalg.eigh(check_covariance(covariance, name))
     kept = values > 1e-12 * values[-1]
-    return (values[kept].sqrt()[:, None] * vectors.T[kept]).float()
+    root: Tensor = values[kept].sqrt()[:, None] * vectors.T[kept]
+    return root.float()
 
 
 def check_covariance(covariance: Tensor, name: str) -> Tensor:

@@ -30,7 +30,7 @@ def exponential_solution(weight: Tensor, growth: Tensor, time: Tensor) -> Tensor
     grown = (rates * time.double().reshape(shape)).exp()
     weights = (weight.double() @ vectors) * grown.unsqueeze(-2)
     finite = weights.isfinite().flatten(-2).all(-1)
-    values = torch.linalg.svdvals(weights.where(finite[..., None, None], 0))
+    values: Tensor = torch.linalg.svdvals(weights.where(finite[..., None, None], 0))
     return values.where(finite[..., None], torch.inf)
 
 
@@ -55,7 +55,7 @@ def aligned_singular_values(
     Examples:
         >>> s = torch.tensor([1.0, 0.1], dtype=torch.float64)
         >>> s1, s2 = aligned_singular_values(s, s, torch.tensor(0.4), torch.tensor(1.0))
-        >>> [round(value, 3) for value in s1.tolist()]  # s / sqrt(1 - 2 g s^2 t): the small one lags
+        >>> [round(value, 3) for value in s1.tolist()]  # s / sqrt(1 - 2 g s^2 t)
         [2.236, 0.1]
     """
     p, q = first.double().square(), second.double().square()
@@ -99,17 +99,16 @@ def saturating_singular_values(
         >>> [round(value, 3) for value in s.tolist()]
         [2.0, 0.129]
     """
-    start, growth, ceiling, time = torch.broadcast_tensors(
-        start.double(), growth.double(), ceiling.double(), time.double()
-    )
+    growth, ceiling, time = growth.double(), ceiling.double(), time.double()
 
     def clock(ratio: Tensor) -> Tensor:
         """F(q) x ceiling at q = ratio x ceiling."""
         return -1 / ratio + 0.5 * ((1 + ratio) / (1 - ratio)).abs().log()
 
-    ratio = start.square() / ceiling
+    ratio = start.double().square() / ceiling
     target = clock(ratio) + 2 * growth * ceiling * time
-    near, far = ratio.log(), torch.zeros_like(ratio)  # the log of q / ceiling lies between
+    near = ratio.log() + torch.zeros_like(target)  # the log of q / ceiling lies between this
+    far = torch.zeros_like(target)  # and this
     for _ in range(80):
         middle = (near + far) / 2
         reached = clock(middle.exp()) <= target

@@ -33,7 +33,8 @@ class ContrastiveCovariance:
     @property
     def eigenvalues(self) -> Tensor:
         """Eigenvalues of X, shape (D,), descending."""
-        return torch.linalg.eigvalsh(self.matrix).flip(0)
+        values: Tensor = torch.linalg.eigvalsh(self.matrix).flip(0)
+        return values
 
     def negative_directions(self) -> Tensor:
         """Unit eigenvectors of X with negative eigenvalue, one a row, the most negative first.
@@ -41,7 +42,8 @@ class ContrastiveCovariance:
         They are the directions that the linear network loses under gradient flow (section 4.2).
         """
         eigenvalues, vectors = torch.linalg.eigh(self.matrix)
-        return vectors.T[eigenvalues < 0]
+        negative: Tensor = vectors.T[eigenvalues < 0]
+        return negative
 
 
 def contrastive_covariance(

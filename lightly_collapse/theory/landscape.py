@@ -373,7 +373,8 @@ class QuarticLandscape:
         """
         if self.feature_norm is not None:
             raise ValueError("feature_norm keeps the features from the origin: no escape from it")
-        return 2 * torch.linalg.eigvalsh(self.B).flip(0)
+        rates: Tensor = 2 * torch.linalg.eigvalsh(self.B).flip(0)
+        return rates
 
     def clean_spectrum(self, width: int, data: Tensor) -> Tensor:
         """Singular values of the clean embedding at the global minimum, (width,), descending.
@@ -382,5 +383,5 @@ class QuarticLandscape:
         where the width exceeds what there is.
         """
         W = self.global_minimum(width)
-        values = torch.linalg.eigvalsh(W @ check_symmetric(data, "data") @ W.T).flip(0)
+        values: Tensor = torch.linalg.eigvalsh(W @ check_symmetric(data, "data") @ W.T).flip(0)
         return values.clamp(min=0).sqrt()

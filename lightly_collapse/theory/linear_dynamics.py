@@ -30,7 +30,8 @@ class LinearDynamics:
         spectrum: eigenvalues of the covariance of the clean data's embedding, (T, R, d),
             descending.
         growth: X with -dL/dW = W X for the whole network's W, averaged over the steps since the
-            record before (at the start over batches of their own); shape (T, R, D, D). Directions where X is negative shrink.
+            record before (at the start over batches of their own); shape (T, R, D, D).
+            Directions where X is negative shrink.
         alignment: |V2^T U1| at the end, shape (R, d, d), V2 the right singular vectors of the
             second layer, U1 the left ones of the first; None for one layer. The identity where
             the layers are aligned.
@@ -248,6 +249,7 @@ def _evaluation_root(covariance: Tensor | None, views: Views, samples: int) -> T
         root = torch.eye(dimension, dtype=torch.float64)
     else:
         root = covariance_root(covariance, "data_covariance").double()
+        root = torch.cat([root, root.new_zeros(dimension - len(root), dimension)])
     if samples == 0:
         return root.expand(len(views.generators), *root.shape)
     if samples < 2:
@@ -256,7 +258,8 @@ def _evaluation_root(covariance: Tensor | None, views: Views, samples: int) -> T
         [torch.randn(samples, len(root), generator=g) for g in views.generators]
     ).double()
     _, triangle = torch.linalg.qr(drawn - drawn.mean(1, keepdim=True))
-    return triangle @ root / (samples - 1) ** 0.5
+    factor: Tensor = triangle @ root / (samples - 1) ** 0.5
+    return factor
 
 
 def _dynamics(records: list[Record], settings: Settings, evaluation: Tensor) -> LinearDynamics:
