@@ -54,7 +54,11 @@ def test_page_and_figure_stand_alone(run):
     for link in ('src="', "<link", "@import", "url(http"):
         assert link not in page
     assert (folder / "spectrum.png").read_bytes().startswith(b"\x89PNG\r\n")
-    assert sorted(p.name for p in folder.iterdir()) == ["report.html", "results.json", "spectrum.png"]
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "report.html",
+        "results.json",
+        "spectrum.png",
+    ]
 
 
 def test_same_seed_gives_the_same_numbers_whatever_else_is_asked_for(run, tmp_path):
