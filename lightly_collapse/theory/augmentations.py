@@ -165,7 +165,7 @@ def _still(step: Any) -> Any:
     if type(step).__module__.startswith("torchvision.transforms.v2"):
         from torchvision.transforms import v2 as transforms  # noqa: PLC0415
     else:
-        from torchvision import transforms  # type: ignore[no-redef]  # noqa: PLC0415
+        from torchvision import transforms  # noqa: PLC0415
     if kind == "RandomCrop":
         return transforms.CenterCrop(step.size)
     return transforms.Resize(list(step.size), interpolation=step.interpolation)

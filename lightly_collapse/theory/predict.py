@@ -7,79 +7,47 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightly_collapse.functional import collapsed_dimensions, effective_rank
 from lightly_collapse.theory.augmentations import (
     Transform,
     augmentation_names,
     without_augmentation,
 )
 from lightly_collapse.theory.landscape import QuarticLandscape
+from lightly_collapse.theory.estimate import Loss, SpectrumEstimate, estimate_spectrum
 from lightly_collapse.theory.linear_dynamics import LinearDynamics, strong_augmentation_dynamics
-from lightly_collapse.theory.views import (
-    Covariances,
-    Dataset,
-    PooledPixels,
-    bootstrap_weights,
-    collect_views,
-    estimate_covariances,
-)
+from lightly_collapse.theory.views import Covariances, Dataset, PooledPixels, collect_views
 
 Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class Loss:
-    """What of the loss and the model enters the landscape; see `QuarticLandscape`.
-
-    Attributes:
-        width: dimension of the embedding; None for that of the features.
-        weight_decay: g, in the units of the landscape.
-        invariance: kappa, extra weight on invariance.
-        feature_norm: rho, where features are normalized.
-    """
-
-    width: int | None
-    weight_decay: float
-    invariance: float
-    feature_norm: float | None
-
-    def landscape(self, covariances: Covariances) -> QuarticLandscape:
-        """The landscape of these covariances under this loss."""
-        return QuarticLandscape.from_covariances(
-            covariances.data,
-            covariances.augmentation,
-            weight_decay=self.weight_decay,
-            invariance=self.invariance,
-            feature_norm=self.feature_norm,
-        )
-
-    def spectrum(self, covariances: Covariances) -> Tensor:
-        """Singular values of the clean embedding at the global minimum, one for each dimension."""
-        width = len(covariances.data) if self.width is None else self.width
-        return self.landscape(covariances).clean_spectrum(width, covariances.data)
-
-
-@dataclass(frozen=True)
 class LeaveOneOut:
-    """What one augmentation costs: the prediction without it, beside the whole one.
+    """What one augmentation costs: the prediction without it, against the whole one.
 
     Attributes:
         name: of the step left out.
         spectrum: predicted singular values without it, (width,).
         effective_rank: of that spectrum.
-        effective_rank_cost: effective rank that the step takes away; negative where it adds.
-        signal_cost: sum of the signal fractions that the step takes away, in dimensions.
+        effective_rank_cost: how much higher that is than with the step; negative where the step
+            evens the spectrum out.
+        effective_rank_cost_interval: bootstrap interval of the cost, over the same images.
+        signal: sum of the signal fractions without it, in dimensions.
+        signal_cost: how much of it the step takes away.
         collapsed: dimensions under the tolerance without it.
         collapsed_cost: how many more collapse with it.
+        collapsed_cost_interval: bootstrap interval of that.
     """
 
     name: str
     spectrum: Tensor
     effective_rank: float
     effective_rank_cost: float
+    effective_rank_cost_interval: tuple[float, float]
+    signal: float
     signal_cost: float
     collapsed: int
     collapsed_cost: int
+    collapsed_cost_interval: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -90,8 +58,10 @@ class CollapsePrediction:
         covariances: the estimated A0 and C, and the mean.
         landscape: the landscape they make under the loss asked for.
         width: dimension of the embedding.
-        spectrum: predicted singular values of the clean embedding, (width,), descending.
-        spectrum_interval: bootstrap interval of each, (2, width).
+        spectrum: predicted singular values of the clean embedding, (width,), descending, less
+            the bias of a finite number of images, which the bootstrap estimates (where features
+            are many, chance makes some look better kept than they are).
+        spectrum_interval: basic bootstrap interval of each, (2, width).
         rtol: tolerance, relative to the largest singular value.
         collapsed: how many singular values lie under it.
         collapsed_interval: bootstrap interval of that number.
@@ -280,98 +250,68 @@ def predict_collapse(
 
     def views(what: str, chosen: Transform) -> Tensor:
         report = None if progress is None else lambda done, total: progress(what, done, total)
-        return collect_views(dataset, chosen, encode, n_images, n_views, seed, report)
+        return collect_views(
+            dataset,
+            chosen,
+            encode,
+            n_images=n_images,
+            n_views=n_views,
+            seed=seed,
+            progress=report,
+        )
 
-    sample = views("all augmentations", transform)
-    covariances = estimate_covariances(sample)
-    spectrum = loss.spectrum(covariances)
-    rank = _effective_rank(spectrum)
-    intervals = _bootstrap(sample, loss, spectrum, rank, rtol, resamples, confidence, seed)
-    names = augmentation_names(transform) if leave_one_out else []
-    clean = Loss(None, 0.0, 0.0, None).landscape(covariances)
-    signal = clean.whitened_eigenvalues
+    whole = estimate_spectrum(views("all augmentations", transform), loss, rtol, resamples, seed)
+    steps = []
+    for name in augmentation_names(transform) if leave_one_out else []:
+        sample = views(f"without {name}", without_augmentation(transform, name))
+        # A difference over the same images varies little: fewer resamples will do.
+        other = estimate_spectrum(sample, loss, rtol, min(resamples, 30), seed)
+        steps.append(_cost(name, other, whole, confidence))
     return CollapsePrediction(
-        covariances=covariances,
-        landscape=loss.landscape(covariances),
-        width=len(spectrum),
-        spectrum=spectrum,
-        spectrum_interval=intervals[0],
+        covariances=whole.covariances,
+        landscape=loss.landscape(whole.covariances),
+        width=len(whole.spectrum),
+        spectrum=whole.spectrum,
+        spectrum_interval=whole.interval("spectrum", confidence),
         rtol=rtol,
-        collapsed=_collapsed(spectrum, rtol),
-        collapsed_interval=intervals[1],
-        effective_rank=rank,
-        effective_rank_interval=intervals[2],
-        signal_fraction=signal,
-        patterns=clean.patterns,
+        collapsed=int(whole.collapsed),
+        collapsed_interval=_whole_numbers(whole.interval("collapsed", confidence)),
+        effective_rank=float(whole.effective_rank),
+        effective_rank_interval=_pair(whole.interval("effective_rank", confidence)),
+        signal_fraction=whole.signal.whitened_eigenvalues,
+        patterns=whole.signal.patterns,
         feature_shape=encode.shape if isinstance(encode, PooledPixels) else None,
-        leave_one_out=tuple(
-            _left_out(
-                name,
-                views(f"without {name}", without_augmentation(transform, name)),
-                loss,
-                spectrum,
-                float(signal.sum()),
-                rtol,
-            )
-            for name in names
-        ),
-        n_images=len(sample),
+        leave_one_out=tuple(steps),
+        n_images=whole.n_images,
         n_views=n_views,
         confidence=confidence,
     )
 
 
-def _left_out(
-    name: str, sample: Tensor, loss: Loss, whole: Tensor, signal: float, rtol: float
+def _cost(
+    name: str, other: SpectrumEstimate, whole: SpectrumEstimate, confidence: float
 ) -> LeaveOneOut:
-    covariances = estimate_covariances(sample)
-    spectrum = loss.spectrum(covariances)
-    clean = Loss(None, 0.0, 0.0, None).landscape(covariances)
-    rank = _effective_rank(spectrum)
+    signal = float(other.signal.whitened_eigenvalues.sum())
+    collapsed = whole.interval("collapsed", confidence, minus=other)
     return LeaveOneOut(
         name=name,
-        spectrum=spectrum,
-        effective_rank=rank,
-        effective_rank_cost=rank - _effective_rank(whole),
-        signal_cost=float(clean.whitened_eigenvalues.sum()) - signal,
-        collapsed=_collapsed(spectrum, rtol),
-        collapsed_cost=_collapsed(whole, rtol) - _collapsed(spectrum, rtol),
+        spectrum=other.spectrum,
+        effective_rank=float(other.effective_rank),
+        effective_rank_cost=float(other.effective_rank - whole.effective_rank),
+        effective_rank_cost_interval=_pair(
+            other.interval("effective_rank", confidence, minus=whole)
+        ),
+        signal=signal,
+        signal_cost=signal - float(whole.signal.whitened_eigenvalues.sum()),
+        collapsed=int(other.collapsed),
+        collapsed_cost=int(whole.collapsed - other.collapsed),
+        collapsed_cost_interval=_whole_numbers(collapsed),
     )
 
 
-def _collapsed(spectrum: Tensor, rtol: float) -> int:
-    if not spectrum.any():
-        return len(spectrum)
-    return int(collapsed_dimensions(spectrum, rtol))
+def _pair(interval: Tensor) -> tuple[float, float]:
+    return float(interval[0]), float(interval[1])
 
 
-def _effective_rank(spectrum: Tensor) -> float:
-    return float(effective_rank(spectrum)) if spectrum.any() else 0.0
-
-
-def _bootstrap(
-    sample: Tensor,
-    loss: Loss,
-    spectrum: Tensor,
-    rank: float,
-    rtol: float,
-    resamples: int,
-    confidence: float,
-    seed: int,
-) -> tuple[Tensor, tuple[int, int], tuple[float, float]]:
-    """Intervals of the spectrum, of the count and of the effective rank."""
-    drawn = torch.stack(
-        [
-            loss.spectrum(estimate_covariances(sample, weights))
-            for weights in bootstrap_weights(len(sample), resamples, seed)
-        ]
-    )
-    tails = torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=torch.float64)
-    counts = torch.tensor([_collapsed(s, rtol) for s in drawn]).double()
-    ranks = torch.tensor([_effective_rank(s) for s in drawn], dtype=torch.float64)
-    low, high = counts.quantile(tails).tolist()
-    return (
-        drawn.quantile(tails, dim=0),
-        (int(low), -int(-high // 1)),
-        tuple(ranks.quantile(tails).tolist()),
-    )
+def _whole_numbers(interval: Tensor) -> tuple[int, int]:
+    return int(interval[0].floor()), int(interval[1].ceil())

@@ -93,6 +93,7 @@ class PooledPixels:
         self.shape: tuple[int, int, int] | None = None
 
     def __call__(self, batch: Tensor) -> Tensor:
+        """Pool and flatten a batch."""
         if batch.ndim == 4:
             shape = (min(self.size, batch.shape[2]), min(self.size, batch.shape[3]))
             batch = nn.functional.adaptive_avg_pool2d(batch, shape)
@@ -104,6 +105,7 @@ def collect_views(
     dataset: Dataset,
     transform: Transform,
     encoder: Callable[[Tensor], Tensor],
+    *,
     n_images: int,
     n_views: int,
     seed: int = 0,
