@@ -50,10 +50,6 @@ _Quantity = Literal["spectrum", "collapsed", "effective_rank"]
 class SpectrumEstimate:
     """A spectrum and what follows from it, each with the values of the bootstrap samples.
 
-    Every quantity t is given less its bias, 2 t - mean(t*), t* the values on the bootstrap
-    samples, and with the basic bootstrap interval [2 t - t*_high, 2 t - t*_low], which has the
-    bias in it as well. Efron and Tibshirani, "An introduction to the bootstrap" (1993).
-
     Attributes:
         covariances: of the sample.
         signal: the landscape of the data and the augmentation alone, without the loss's terms.
@@ -70,26 +66,15 @@ class SpectrumEstimate:
     rtol: float
     n_images: int
 
-    @property
-    def spectrum(self) -> Tensor:
-        """Singular values of the clean embedding, (width,), descending."""
-        corrected = 2 * self.plain["spectrum"] - self.drawn["spectrum"].mean(0)
-        return corrected.clamp(min=0).sort(descending=True).values
-
-    @property
-    def collapsed(self) -> Tensor:
-        """How many of them lie under the tolerance."""
-        return _collapsed(self.spectrum, self.rtol)
-
-    @property
-    def effective_rank(self) -> Tensor:
-        """Effective rank of that spectrum."""
-        return _effective_rank(self.spectrum)
-
     def interval(
         self, name: _Quantity, confidence: float, minus: "SpectrumEstimate | None" = None
     ) -> Tensor:
-        """Interval of a quantity, or of its difference to that of another sample.
+        """Basic bootstrap interval of a quantity, or of its difference to that of another sample.
+
+        [2 t - t*_high, 2 t - t*_low], t the quantity on the sample, t*_low and t*_high quantiles
+        over the bootstrap samples; widened to hold t. It has the bias in it, and bias there is:
+        with few images and many features, chance makes directions look better kept than they
+        would be with more images, so that t itself often is the upper end.
 
         Args:
             name: of the quantity.
@@ -106,7 +91,9 @@ class SpectrumEstimate:
             drawn = drawn[:count] - minus.drawn[name][:count]
         tails = torch.tensor([(1 + confidence) / 2, (1 - confidence) / 2]).to(drawn)
         ends = 2 * plain - drawn.quantile(tails, dim=0)
-        return ends if minus is not None else ends.clamp(min=0)
+        if minus is None:
+            ends = ends.clamp(min=0)
+        return torch.stack([ends[0].minimum(plain), ends[1].maximum(plain)])
 
 
 def estimate_spectrum(

@@ -40,12 +40,12 @@ class Settings:
 
 @dataclass(frozen=True)
 class Views:
-    """Gaussian data of R runs and the noise that makes their views.
+    """Data of R runs and the Gaussian noise that makes their views.
 
     Attributes:
         samples: clean data, shape (R, n, D).
-        noise: root of the augmentation covariance, shape (k, D): a view is x + e `noise` with e
-            standard normal of dimension k.
+        noise: root of the augmentation covariance, shape (k, D), or (R, k, D) for one a run: a
+            view is x + e `noise` with e standard normal of dimension k.
         generators: one for each run, so that a run depends on its own seed alone.
     """
 
@@ -55,7 +55,7 @@ class Views:
 
     def noises(self, count: int, batch_size: int) -> Tensor:
         """Fresh augmentations, shape (count, 2, R, batch_size, D)."""
-        shape = (count, 2, batch_size, len(self.noise))
+        shape = (count, 2, batch_size, self.noise.shape[-2])
         drawn = [torch.randn(shape, generator=g) for g in self.generators]
         return torch.stack(drawn, dim=2) @ self.noise
 

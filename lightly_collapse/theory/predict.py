@@ -12,8 +12,8 @@ from lightly_collapse.theory.augmentations import (
     augmentation_names,
     without_augmentation,
 )
-from lightly_collapse.theory.landscape import QuarticLandscape
 from lightly_collapse.theory.estimate import Loss, SpectrumEstimate, estimate_spectrum
+from lightly_collapse.theory.landscape import QuarticLandscape
 from lightly_collapse.theory.linear_dynamics import LinearDynamics, strong_augmentation_dynamics
 from lightly_collapse.theory.views import Covariances, Dataset, PooledPixels, collect_views
 
@@ -58,10 +58,10 @@ class CollapsePrediction:
         covariances: the estimated A0 and C, and the mean.
         landscape: the landscape they make under the loss asked for.
         width: dimension of the embedding.
-        spectrum: predicted singular values of the clean embedding, (width,), descending, less
-            the bias of a finite number of images, which the bootstrap estimates (where features
-            are many, chance makes some look better kept than they are).
-        spectrum_interval: basic bootstrap interval of each, (2, width).
+        spectrum: predicted singular values of the clean embedding, (width,), descending: of
+            training on these images.
+        spectrum_interval: bootstrap interval of each, (2, width), for training on more images of
+            the kind; see `SpectrumEstimate.interval`.
         rtol: tolerance, relative to the largest singular value.
         collapsed: how many singular values lie under it.
         collapsed_interval: bootstrap interval of that number.
@@ -270,13 +270,13 @@ def predict_collapse(
     return CollapsePrediction(
         covariances=whole.covariances,
         landscape=loss.landscape(whole.covariances),
-        width=len(whole.spectrum),
-        spectrum=whole.spectrum,
+        width=len(whole.plain["spectrum"]),
+        spectrum=whole.plain["spectrum"],
         spectrum_interval=whole.interval("spectrum", confidence),
         rtol=rtol,
-        collapsed=int(whole.collapsed),
+        collapsed=int(whole.plain["collapsed"]),
         collapsed_interval=_whole_numbers(whole.interval("collapsed", confidence)),
-        effective_rank=float(whole.effective_rank),
+        effective_rank=float(whole.plain["effective_rank"]),
         effective_rank_interval=_pair(whole.interval("effective_rank", confidence)),
         signal_fraction=whole.signal.whitened_eigenvalues,
         patterns=whole.signal.patterns,
@@ -295,16 +295,16 @@ def _cost(
     collapsed = whole.interval("collapsed", confidence, minus=other)
     return LeaveOneOut(
         name=name,
-        spectrum=other.spectrum,
-        effective_rank=float(other.effective_rank),
-        effective_rank_cost=float(other.effective_rank - whole.effective_rank),
+        spectrum=other.plain["spectrum"],
+        effective_rank=float(other.plain["effective_rank"]),
+        effective_rank_cost=float(other.plain["effective_rank"] - whole.plain["effective_rank"]),
         effective_rank_cost_interval=_pair(
             other.interval("effective_rank", confidence, minus=whole)
         ),
         signal=signal,
         signal_cost=signal - float(whole.signal.whitened_eigenvalues.sum()),
-        collapsed=int(other.collapsed),
-        collapsed_cost=int(whole.collapsed - other.collapsed),
+        collapsed=int(other.plain["collapsed"]),
+        collapsed_cost=int(whole.plain["collapsed"] - other.plain["collapsed"]),
         collapsed_cost_interval=_whole_numbers(collapsed),
     )
 
