@@ -207,7 +207,7 @@ def train_spectral_contrastive(
     def loss() -> Tensor:
         optimizer.zero_grad()
         value: Tensor = (weight @ weight.T).square().sum() - 2 * (weight @ signal * weight).sum()
-        value.backward()
+        value.backward()  # type: ignore[no-untyped-call]
         return value
 
     optimizer.step(loss)  # type: ignore[no-untyped-call]

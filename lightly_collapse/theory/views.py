@@ -230,7 +230,7 @@ def _set_seeds(seed: int, index: int) -> None:
     mixed = int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
     random.seed(mixed)
     np.random.seed(mixed)  # noqa: NPY002 - Lightly's transforms draw from the global generator
-    torch.manual_seed(mixed)
+    torch.default_generator.manual_seed(mixed)  # the CPU's; seeding CUDA too is slow
 
 
 @contextmanager
