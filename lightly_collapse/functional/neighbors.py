@@ -12,10 +12,15 @@ _CHUNK_BYTES = 64 * 2**20
 
 
 def _location_and_scale(reference: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and largest deviation: in these units no square under- or overflows."""
+    """Mean, and the power of two below the largest deviation from it.
+
+    In units of the latter no square under- or overflows, and to divide by it rounds nothing.
+    """
     mean = reference.mean(dim=0)
-    scale = (reference - mean).abs().max()
-    return mean, torch.where(scale > 0, scale, 1)
+    deviation = (reference - mean).abs().max()
+    deviation = torch.where(deviation > 0, deviation, 1).clamp(min=torch.finfo(mean.dtype).tiny)
+    exponent = torch.frexp(deviation).exponent - 1
+    return mean, torch.ldexp(torch.ones_like(deviation), exponent)
 
 
 def _in_one_dtype(x: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
@@ -64,11 +69,11 @@ def nearest_neighbors(
     rows = max(1, _CHUNK_BYTES // (reference.shape[0] * x.element_size()))
     found = []
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-        mean, scale = _location_and_scale(reference)
-        reference = (reference - mean) / scale
+        _, scale = _location_and_scale(reference)
+        reference = reference / scale
         for start in range(0, x.shape[0], rows):
             distances = torch.cdist(
-                (x[start : start + rows] - mean) / scale,
+                x[start : start + rows] / scale,
                 reference,
                 compute_mode="donot_use_mm_for_euclid_dist",
             )
