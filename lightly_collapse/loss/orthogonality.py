@@ -21,8 +21,10 @@ class OrthogonalityRegularizer(nn.Module):
     Add `forward()` to the self-supervised loss. The penalty acts on the weight of every `Linear`,
     `Conv1d/2d/3d` and `ConvTranspose1d/2d/3d` of the module, read as one vector per filter, each
     group of a grouped convolution by itself; norms, embeddings, biases and parameters that do not
-    require a gradient are left out. The module's parameters are looked at, not owned: they appear
-    neither in `parameters()` nor in `state_dict()` of the regularizer.
+    require a gradient are left out, and so is the input projection of `MultiheadAttention`, which
+    is no `Linear` (torchvision's vision transformers have one; timm's `qkv` is a `Linear`). The
+    module's parameters are looked at, not owned: they appear neither in `parameters()` nor in
+    `state_dict()` of the regularizer.
 
     Args:
         module: the encoder to regularize.
