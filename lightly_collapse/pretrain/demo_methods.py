@@ -43,7 +43,7 @@ class DemoSettings:
     learning_rate: float = 2e-3
     temperature: float = 0.2
     so_weight: float = 1e-2
-    srip_weight: float = 1e-2
+    srip_weight: float = 1.0
     ldreg_weight: float = 0.5
     ldreg_k: int = 32
     directclr_dim: int = 16
