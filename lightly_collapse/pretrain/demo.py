@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -206,12 +207,23 @@ def _versions() -> dict[str, str]:
 def _table(results: Sequence[DemoResult], settings: DemoSettings) -> Table:
     table = Table(
         title=f"Representation of held-out digits, {WIDTH} dimensions",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
         caption=f"accuracies in %; collapsed: singular value below {settings.collapse_rtol} of the "
         f"largest; mLID with {settings.ldreg_k} neighbours",
     )
     table.add_column("method", no_wrap=True)
-    for heading in ("kNN", "linear", "RankMe", "eff. rank", "collapsed", "mLID", "emb. RankMe"):
-        table.add_column(heading, justify="right")
+    for heading in (
+        "kNN",
+        "linear",
+        "RankMe",
+        "eff.\nrank",
+        "col-\nlapsed",
+        "mLID",
+        "emb.\nRankMe",
+    ):
+        table.add_column(heading, justify="right", no_wrap=True)
     for r in results:
         table.add_row(
             r.title,
