@@ -115,10 +115,12 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="the checkpoint to write")
     parser.add_argument("--orthogonality", type=float, default=0.0, help="weight of SO")
     parser.add_argument("--depth", type=int, default=18, choices=(18, 34, 50, 101, 152))
-    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--epochs", type=int, default=50)
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--size", type=int, default=96, help="of the crops, in pixels")
-    parser.add_argument("--short-side", type=int, default=240, help="of the scaled photographs")
+    parser.add_argument("--size", type=int, default=64, help="of the crops, in pixels")
+    parser.add_argument("--short-side", type=int, default=160, help="of the scaled photographs")
+    parser.add_argument("--min-scale", type=float, default=0.5, help="smallest part of the image")
+    parser.add_argument("--color-jitter", type=float, default=0.4, help="its strength")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--temperature", type=float, default=0.2)
     parser.add_argument("--workers", type=int, default=0)
@@ -126,7 +128,16 @@ def main() -> None:
     arguments = parser.parse_args()
     started = time.perf_counter()
     pytorch_lightning.seed_everything(arguments.seed, verbose=False)
-    transform = SimCLRTransform(input_size=arguments.size, min_scale=0.2, vf_prob=0.5)
+    # Weaker than ImageNet's: in stained cells colour carries the meaning, and photographs of one
+    # slide look alike, so that half an image and its full colours are needed to tell them apart.
+    transform = SimCLRTransform(
+        input_size=arguments.size,
+        min_scale=arguments.min_scale,
+        cj_strength=arguments.color_jitter,
+        random_gray_scale=0.0,
+        gaussian_blur=0.2,
+        vf_prob=0.5,
+    )
     loader: DataLoader[Any] = DataLoader(
         Photographs(arguments.root, arguments.split, arguments.short_side, transform),
         batch_size=arguments.batch_size,
