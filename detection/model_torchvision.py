@@ -18,7 +18,7 @@ from lightly_collapse.export import ResNetShape, read_detectron2, torchvision_st
 _LEVELS = ["0", "1", "2", "3"]
 
 
-class Detector(FasterRCNN):
+class Detector(FasterRCNN):  # type: ignore[misc]
     """Faster R-CNN whose image sizes differ between training and testing."""
 
     def __init__(self, config: Config, backbone: nn.Module, **settings: Any) -> None:

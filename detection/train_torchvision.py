@@ -32,8 +32,7 @@ from detection.config import Config, dump_config, load_config, make_parser
 from detection.datasets import read_datasets
 from detection.model_torchvision import Detector, build_model
 from detection.results import Prediction, write_result
-from lightly_collapse.export import write_whole
-from lightly_collapse.export.backbone import read_checkpoint
+from lightly_collapse.export import read_checkpoint, write_whole
 
 _LOG_PERIOD = 20
 Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
@@ -42,7 +41,8 @@ Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
 def load_image(path: Path) -> Tensor:
     """An image as float32 in 0..1, (3, height, width), turned as its EXIF tag says."""
     with Image.open(path) as image:
-        return pil_to_tensor(ImageOps.exif_transpose(image).convert("RGB")).float() / 255
+        pixels: Tensor = pil_to_tensor(ImageOps.exif_transpose(image).convert("RGB"))
+    return pixels.float() / 255
 
 
 class Draws(TorchDataset[tuple[Tensor, dict[str, Tensor]]]):
@@ -134,7 +134,9 @@ def train(config: Config, resume: bool = False, eval_only: bool = False) -> dict
                 _precise_batch_norm(model, draws, config, seed)
             if is_last or done % solver["CHECKPOINT_PERIOD"] == 0:
                 name = "model_final.pth" if is_last else f"model_{iteration:07d}.pth"
-                _save_checkpoint(folder, name, model, optimizer, done, seconds)
+                content = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+                content |= {"iteration": done, "seconds": seconds}
+                _save_checkpoint(folder, name, content)
             period = config["TEST"]["EVAL_PERIOD"]
             if period and done % period == 0 and not is_last:
                 predictions = predict(model, test_set, device)
@@ -209,11 +211,11 @@ def _step(
     total = torch.stack(list(losses.values())).sum()
     if not total.isfinite():
         raise ValueError(
-            f"loss: {total.item()} at iteration {randomness.rsplit(maxsplit=1)[-1]}; lower SOLVER.BASE_LR or "
-            f"raise SOLVER.WARMUP_ITERS"
+            f"loss: {total.item()} at iteration {randomness.split(' ')[1]}; lower "
+            f"SOLVER.BASE_LR or raise SOLVER.WARMUP_ITERS"
         )
     optimizer.zero_grad()
-    total.backward()
+    total.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     values = {name: value.item() for name, value in losses.items()}
     return {"total_loss": sum(values.values()), **values}
@@ -266,20 +268,7 @@ def _precise_batch_norm(model: Detector, draws: Draws, config: Config, seed: int
     update_bn(batches, _WithTargets(model))
 
 
-def _save_checkpoint(
-    folder: Path,
-    name: str,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    iteration: int,
-    seconds: float,
-) -> None:
-    content = {
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "iteration": iteration,
-        "seconds": seconds,
-    }
+def _save_checkpoint(folder: Path, name: str, content: dict[str, Any]) -> None:
     write_whole(folder / name, lambda file: torch.save(content, file))
     tag = folder / "last_checkpoint"
     previous = folder / tag.read_text() if tag.is_file() else None

@@ -5,6 +5,7 @@ backbone in a module, a state dict or a checkpoint, account for every tensor and
 """
 
 from lightly_collapse.export._files import write_whole
+from lightly_collapse.export.backbone import read_checkpoint
 from lightly_collapse.export.detectron2 import (
     detectron2_state_dict,
     torchvision_state_dict,
@@ -18,6 +19,7 @@ __all__ = [
     "ResNetShape",
     "detectron2_state_dict",
     "normalization",
+    "read_checkpoint",
     "read_detectron2",
     "resnet_shape",
     "to_detectron2",
