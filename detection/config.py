@@ -163,14 +163,12 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
             asks for what torchvision's Faster R-CNN is not.
         OSError: if a file cannot be read.
     """
-    if len(overrides) % 2:
-        raise ValueError(f"overrides must come as KEY VALUE pairs, got {' '.join(overrides)!r}")
-    pairs = [(k, _decode(v)) for k, v in zip(overrides[::2], overrides[1::2], strict=True)]
+    pairs = read_overrides(overrides)
     config = copy.deepcopy(_DEFAULTS)
-    values = [*_read_chain(Path(path), ()), *pairs]
+    values = [*read_values(path), *pairs]
     _merge(config, values)
     if fragment := fragment_beside(config["MODEL"]["WEIGHTS"]):
-        values = [*values, *_read_chain(fragment, ()), *pairs]
+        values = [*values, *read_values(fragment), *pairs]
         _merge(config, values)
     # A base is free to describe another detector as long as what builds on it does not.
     last = dict(values)
@@ -186,6 +184,31 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 def dump_config(config: Config) -> str:
     """The configuration as YAML, complete enough to be given as --config-file again."""
     return str(yaml.safe_dump(config, sort_keys=True))
+
+
+def read_overrides(overrides: Sequence[str]) -> list[tuple[str, Any]]:
+    """KEY, value, KEY, value as pairs, each value read as detectron2 reads it.
+
+    Raises:
+        ValueError: if a value is missing.
+
+    Examples:
+        >>> read_overrides(["SOLVER.STEPS", "(1, 2)", "SEED", "3"])
+        [('SOLVER.STEPS', [1, 2]), ('SEED', 3)]
+    """
+    if len(overrides) % 2:
+        raise ValueError(f"overrides must come as KEY VALUE pairs, got {' '.join(overrides)!r}")
+    return [(k, _decode(v)) for k, v in zip(overrides[::2], overrides[1::2], strict=True)]
+
+
+def read_values(path: str | Path) -> list[tuple[str, Any]]:
+    """All keys of a configuration file and its bases with their values, the base's first.
+
+    Raises:
+        ValueError: if a file is no such configuration.
+        OSError: if it cannot be read.
+    """
+    return _read_chain(Path(path), ())
 
 
 def _read_chain(path: Path, above: tuple[Path, ...]) -> list[tuple[str, Any]]:
