@@ -150,9 +150,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         f"|---|---:|{'---:|' * len(scores)}",
     ]
     for row in rows:
-        cells = [
-            f"{m:.1f}" + (f" ± {d:.1f}" if d is not None else "") for m, d in map(row.get, scores)
-        ]
+        cells = [_cell(*row[score]) for score in scores]
         lines.append(f"| {row['name']} | {row['seeds']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -186,9 +186,6 @@ def _losses(runs: Sequence[Runs]) -> Figure:
 
 def _legend(figure: Figure, runs: Sequence[Runs]) -> None:
     handles = [
-        Line2D(
-            [], [], color=_color(j), linestyle=_STYLES[j % len(_STYLES)], linewidth=2, label=name
-        )
-        for j, name in enumerate(_names(runs))
+        Line2D([], [], linewidth=2, label=name, **_style(j)) for j, name in enumerate(_names(runs))
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
