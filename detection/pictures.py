@@ -160,8 +160,10 @@ def _precision_recall(runs: Sequence[Runs], classes: Sequence[str]) -> Figure:
         axis.set_ylim(0, 1.02)
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
-    figure.supxlabel("recall", fontsize=10)
-    figure.supylabel("precision at overlap 0.5", fontsize=10)
+        axis.set_xlabel("recall")
+        axis.set_xticks((0, 0.25, 0.5, 0.75, 1), ("0", "", "0.5", "", "1"))
+    for row in axes:
+        row[0].set_ylabel("precision at overlap 0.5")
     _legend(figure, runs)
     return figure
 
