@@ -1,10 +1,33 @@
-"""Files written whole or not at all."""
+"""Files written whole or not at all; and what reading a broken one can raise."""
 
 import os
+import pickle
+import struct
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
+
+# Unpickling runs into broken bytes at any of its steps; a fuzz test keeps this list complete.
+CORRUPT = (
+    pickle.UnpicklingError,
+    struct.error,
+    EOFError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    TypeError,
+    ValueError,
+    ArithmeticError,
+    MemoryError,
+    AssertionError,
+    RuntimeError,
+)
+
+
+def reason(error: BaseException) -> str:
+    """The first line of an error's message, or its name where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def write_whole(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightly_collapse.export._files import CORRUPT, reason
 from lightly_collapse.export.resnet import ResNetShape, is_left_out, resnet_shape
 
 Source = nn.Module | Mapping[str, Any] | str | os.PathLike[str]
@@ -89,14 +90,14 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         try:
             loaded = torch.load(file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
-            reason = str(error).strip().splitlines()[0]
             raise ValueError(
                 f"checkpoint {path}: not a file of tensors and plain values that can be loaded "
-                f"with weights_only=True ({reason}); save the state dict alone and export that"
+                f"with weights_only=True ({reason(error)}); save the state dict alone and export it"
             ) from error
-        except (RuntimeError, EOFError, KeyError, AttributeError, IndexError, TypeError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ValueError(f"checkpoint {path}: corrupt or no checkpoint ({reason})") from error
+        except CORRUPT as error:
+            raise ValueError(
+                f"checkpoint {path}: corrupt or no checkpoint ({reason(error)})"
+            ) from error
     if not isinstance(loaded, dict):
         raise ValueError(f"checkpoint {path}: holds a {type(loaded).__name__}, no state dict")
     return loaded

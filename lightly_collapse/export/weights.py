@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lightly_collapse.export._files import CORRUPT, reason
 from lightly_collapse.export.backbone import read_checkpoint
 
 # All that a pickled dictionary of arrays is made of, under the names of NumPy 1 and 2. None of
@@ -73,21 +74,10 @@ def read_pickle(path: str | os.PathLike[str]) -> dict[str, Any]:
             loaded = _Unpickler(file, encoding="latin1").load()
         except _RefusedError as error:
             raise ValueError(f"weights {path}: {error}") from error
-        except (
-            pickle.UnpicklingError,
-            EOFError,
-            AttributeError,
-            ImportError,
-            LookupError,
-            TypeError,
-            ValueError,
-            ArithmeticError,
-            MemoryError,
-            AssertionError,
-            RuntimeError,
-        ) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ValueError(f"weights {path}: corrupt or no pickle file ({reason})") from error
+        except CORRUPT as error:
+            raise ValueError(
+                f"weights {path}: corrupt or no pickle file ({reason(error)})"
+            ) from error
     if not isinstance(loaded, dict):
         raise ValueError(
             f"weights {path}: must be a dictionary of arrays, got a {type(loaded).__name__}"

@@ -24,10 +24,11 @@ ARCHITECTURES = [
     "resnet101",
     "resnet152",
     "resnext50_32x4d",
-    "resnext101_32x8d",
-    "resnext101_64x4d",
     "wide_resnet50_2",
-    "wide_resnet101_2",
+    *(
+        pytest.param(name, marks=pytest.mark.slow)
+        for name in ("resnext101_32x8d", "resnext101_64x4d", "wide_resnet101_2")
+    ),
 ]
 STEPS_OF_STAGES = (1, 2, 2, 2)
 

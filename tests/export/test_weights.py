@@ -1,6 +1,6 @@
 """Weight files: never code, never half of one."""
 
-import contextlib
+import io
 import os
 import pickle
 from collections import OrderedDict
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lightly.transforms import DINOTransform, SimCLRTransform
 from torchvision.transforms import Compose, Normalize, ToTensor, v2
@@ -70,23 +70,41 @@ def test_not_a_dictionary_of_arrays(tmp_path, content, why):
         read_detectron2(path)
 
 
-_WHOLE = pickle.dumps({"model": {"conv": np.arange(5, dtype=np.float32)}, "__author__": "x"}, 4)
+def _saved(zipped):
+    buffer = io.BytesIO()
+    content = {"model": {"conv": torch.arange(5.0)}, "epoch": 3, "rates": {"lr": 0.1}}
+    torch.save(content, buffer, _use_new_zipfile_serialization=zipped)
+    return buffer.getvalue()
 
 
-@given(
-    cut=st.integers(0, len(_WHOLE)),
-    changes=st.lists(st.tuples(st.integers(0, len(_WHOLE) - 1), st.integers(0, 255)), max_size=4),
-)
-@settings(max_examples=300, deadline=None)
-def test_corrupt_pickle_is_a_value_error_or_harmless(tmp_path_factory, cut, changes):
-    content = bytearray(_WHOLE)
-    for place, byte in changes:
+_WHOLE = {
+    "fuzz.pkl": pickle.dumps({"model": {"conv": np.arange(5, dtype=np.float32)}, "by": "x"}, 4),
+    "zip.pth": _saved(True),
+    "legacy.pth": _saved(False),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", _WHOLE)
+@given(data=st.data())
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+def test_corrupt_file_is_a_value_error_that_names_it_or_harmless(tmp_path_factory, name, data):
+    content = bytearray(_WHOLE[name])
+    places = st.integers(0, len(content) - 1)
+    for place, byte in data.draw(st.lists(st.tuples(places, st.integers(0, 255)), max_size=4)):
         content[place] = byte
-    path = tmp_path_factory.getbasetemp() / "fuzz.pkl"
-    path.write_bytes(bytes(content[:cut]))
-    # A ValueError or a dictionary of arrays; anything else fails the test by itself.
-    with contextlib.suppress(ValueError):
-        assert all(isinstance(value, np.ndarray) for value in read_detectron2(path).values())
+    if data.draw(st.booleans()):
+        content = content[: data.draw(places)]
+    path = tmp_path_factory.getbasetemp() / name
+    path.write_bytes(bytes(content))
+    try:
+        loaded = read_detectron2(path)
+    except ValueError as error:
+        message = str(error)
+    else:
+        message = name
+        assert all(isinstance(value, np.ndarray) for value in loaded.values())
+    assert name in message
 
 
 def test_pth(tmp_path):
