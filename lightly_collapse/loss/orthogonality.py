@@ -109,7 +109,7 @@ class OrthogonalityRegularizer(nn.Module):
 
     def accumulate_gradient(
         self, parameters: Iterable[Tensor] | None = None, scale: float = 1.0
-    ) -> Tensor:
+    ) -> Tensor | None:
         """Add the gradient of the penalty to `.grad`, outside of any graph and of any hook.
 
         An alternative to adding `forward()` to the loss, to be called between the backward pass
@@ -122,7 +122,7 @@ class OrthogonalityRegularizer(nn.Module):
 
         Returns:
             The unweighted penalty of the weights that depend on those parameters, without
-            gradient; zero if there is none.
+            gradient, or None if there is no such weight.
 
         Raises:
             ValueError: as `forward`, and if `scale` is not positive and finite.
@@ -145,7 +145,7 @@ class OrthogonalityRegularizer(nn.Module):
         }
         weights = [w for w in self._weights if any(id(p) in chosen for p in w.parameters)]
         if not weights and wanted is not None:
-            return torch.zeros(())
+            return None
         with torch.enable_grad():
             penalty = self._sum(weights)
             grads = torch.autograd.grad(penalty * (self.weight * scale), list(chosen.values()))
