@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from lightly_collapse.functional._check import as_float
 
@@ -225,9 +224,11 @@ class _NeighborDistances(torch.autograd.Function):
         return distances
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         x, reference, distances, rows = ctx.saved_tensors
+        if torch.is_grad_enabled():  # the gradient is to be differentiated: so must these be
+            squares = (x[:, None] - reference[rows]).square().sum(dim=2)
+            distances = torch.where(distances > 0, squares, 1).sqrt() * (distances > 0)
         # x_i sum_j w_ij - sum_j w_ij y_j is taken about the mean point and in units of the spread:
         # where distances are small beside the mean, the two terms would cancel.
         mean, scale = _location_and_scale(reference)
