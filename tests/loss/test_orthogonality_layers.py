@@ -29,11 +29,11 @@ def encoder() -> nn.Sequential:
         nn.ReLU(),
         nn.Conv2d(16, 16, 3, groups=4),
         nn.Flatten(),
-        nn.Linear(64, 20),
+        nn.Linear(64, 40),
     )
 
 
-# --- transformers ---------------------------------------------------------------------------------
+# --- transformers ---------------------------------------------------------------------
 
 
 def vit() -> nn.Module:
@@ -93,7 +93,7 @@ def test_rows_that_do_not_divide_by_three() -> None:
     assert OrthogonalityRegularizer(model)().isfinite()
 
 
-# --- the tracked vectors --------------------------------------------------------------------------
+# --- the tracked vectors --------------------------------------------------------------
 
 
 def tracked(model: nn.Module) -> OrthogonalityRegularizer:
@@ -107,7 +107,7 @@ def exact(model: nn.Module) -> float:
         orthogonality_penalty(grouped.weight, "srip", groups=4),
         orthogonality_penalty(linear.weight, "srip"),
     ]
-    return float(sum(values))
+    return sum(value.item() for value in values)
 
 
 def test_vectors_are_no_state() -> None:
@@ -147,7 +147,7 @@ def test_first_call_and_other_weights_are_exact() -> None:
     other = {name: torch.randn_like(p) * p.std() for name, p in model.state_dict().items()}
     model.load_state_dict(other)
     assert regularizer().item() == pytest.approx(exact(model), rel=1e-4)
-    model[4].weight = nn.Parameter(torch.randn(33, 64) / 8)  # another shape
+    model[4].weight = nn.Parameter(torch.randn(50, 64) / 8)  # another shape
     assert regularizer().item() == pytest.approx(exact(model), rel=1e-4)
     model.double()
     regularizer.double()
@@ -171,7 +171,7 @@ def test_within_one_percent_while_training() -> None:
         optimizer.step()
 
 
-# --- a gradient outside of the graph ----------------------------------------------------------------
+# --- a gradient outside of the graph ----------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -203,7 +203,7 @@ def test_accumulated_gradient_of_some_parameters() -> None:
         regularizer.accumulate_gradient(scale=0)
 
 
-# --- compilers, scalers -----------------------------------------------------------------------------
+# --- compilers, scalers -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -239,9 +239,10 @@ def test_ldreg_compiles_without_a_graph_break(norm: str, estimator: str) -> None
 def test_float16_with_a_scaler(kind: str) -> None:
     model = encoder()
     x = torch.randn(4, 3, 9, 9)
-    regularizer = OrthogonalityRegularizer(model, kind, weight=1e-3)
+    # One for each: that of kind srip goes on from its last call.
+    once, regularizer = (OrthogonalityRegularizer(model, kind, weight=1e-3) for _ in range(2))
     optimizer = torch.optim.SGD(model.parameters(), 0.01)
-    regularizer().backward()
+    once().backward()
     expected = model[4].weight.grad.clone()
     optimizer.zero_grad()
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
@@ -254,7 +255,7 @@ def test_float16_with_a_scaler(kind: str) -> None:
     scaler.step(optimizer)
 
 
-# --- sharded weights --------------------------------------------------------------------------------
+# --- sharded weights --------------------------------------------------------------------
 
 
 def shard(rank: int, world: int, folder: str) -> None:
