@@ -91,9 +91,8 @@ class OrthogonalityRegularizer(nn.Module):
         for w in found:
             self._weights.extend(w.split() if split_qkv and w.is_fused_qkv else [w])
         if kind == "srip":
-            for i, w in enumerate(self._weights):
-                basis = initial_basis(self._matrix(w, w.shape_like()))
-                self.register_buffer(f"_basis_{i}", basis, persistent=False)
+            for i in range(len(self._weights)):
+                self.register_buffer(f"_basis_{i}", torch.empty(0), persistent=False)
 
     def forward(self) -> Tensor:
         """Compute the weighted penalty.
@@ -109,7 +108,7 @@ class OrthogonalityRegularizer(nn.Module):
 
     def accumulate_gradient(
         self, parameters: Iterable[Tensor] | None = None, scale: float = 1.0
-    ) -> Tensor:
+    ) -> Tensor | None:
         """Add the gradient of the penalty to `.grad`, outside of any graph and of any hook.
 
         An alternative to adding `forward()` to the loss, to be called between the backward pass
@@ -122,7 +121,7 @@ class OrthogonalityRegularizer(nn.Module):
 
         Returns:
             The unweighted penalty of the weights that depend on those parameters, without
-            gradient; zero if there is none.
+            gradient, or None if there is no such weight.
 
         Raises:
             ValueError: as `forward`, and if `scale` is not positive and finite.
@@ -145,7 +144,7 @@ class OrthogonalityRegularizer(nn.Module):
         }
         weights = [w for w in self._weights if any(id(p) in chosen for p in w.parameters)]
         if not weights and wanted is not None:
-            return torch.zeros(())
+            return None
         with torch.enable_grad():
             penalty = self._sum(weights)
             grads = torch.autograd.grad(penalty * (self.weight * scale), list(chosen.values()))
@@ -191,22 +190,17 @@ class OrthogonalityRegularizer(nn.Module):
         ]
 
     def _tracked(self, weights: list[LayerWeight]) -> list[Tensor]:
-        matrices = [self._matrix(w, w.tensor()) for w in weights]
-        names = [f"_basis_{self._weights.index(w)}" for w in weights]
+        names = [f"_basis_{i}" for i, w in enumerate(self._weights) if w in weights]
+        matrices = [as_float(weight_matrix(w.tensor(), w.groups, w.transposed)) for w in weights]
         bases = []
         for name, matrix in zip(names, matrices, strict=True):
-            basis = self.get_buffer(name)
-            rows = min(matrix.shape[-2:])
-            fits = basis.shape[:-2] == matrix.shape[:-2] and basis.shape[-2] == rows
-            bases.append(basis.to(matrix) if fits else initial_basis(matrix))
+            basis, new = self.get_buffer(name), initial_basis(matrix)
+            fits = basis.shape[:-1] == new.shape[:-1]  # or it is the first call, or another layer
+            bases.append(basis.to(matrix) if fits else new)
         penalties, bases = tracked_spectral_penalties(matrices, bases)
         for name, basis in zip(names, bases, strict=True):
             setattr(self, name, basis)
         return penalties
-
-    @staticmethod
-    def _matrix(w: LayerWeight, tensor: Tensor) -> Tensor:
-        return as_float(weight_matrix(tensor, w.groups, w.transposed))
 
 
 def _select(
