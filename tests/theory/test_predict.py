@@ -144,7 +144,7 @@ def test_a_seed_fixes_the_result_and_the_random_states_are_left_alone():
     transform = SimCLRTransform(input_size=16)
     options = {"n_images": 8, "n_views": 2, "pool": 2, "resamples": 3, "leave_one_out": False}
     # Lightly's transforms draw from all three global generators.
-    generators = (random.seed, np.random.seed, torch.manual_seed)  # noqa: NPY002
+    generators = (random.seed, np.random.seed, torch.manual_seed)
     for start in generators:
         start(1)
     expected = random.random(), np.random.rand(), torch.rand(1)  # noqa: NPY002
