@@ -1,6 +1,7 @@
 """The `toy` command: the papers' small experiments, with a page, a figure and JSON."""
 
 import json
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -103,7 +104,8 @@ def toy(
 
 
 def _strong_augmentation(seeds: range, options: dict[str, Any], progress: _Progress) -> _Content:
-    run = strong_augmentation_dynamics(**options, seeds=seeds, progress=progress)
+    # Often enough to see the first moments, in which the closed form holds.
+    run = strong_augmentation_dynamics(**options, record_every=10, seeds=seeds, progress=progress)
     noise = float(options.get("noise", 1.5))
     c = torch.cat([torch.zeros(8), torch.full((8,), noise**2)]).diag()
     landscape = QuarticLandscape.from_covariances(torch.eye(16), c)
@@ -112,8 +114,8 @@ def _strong_augmentation(seeds: range, options: dict[str, Any], progress: _Progr
     ratio = final[:, 8:].median(1).values.mean() / final[:, :8].mean()
     verdict = [
         f"Noise {noise:g} on the last 8 of 16 coordinates, {int(run.steps[-1])} steps, "
-        f"{len(seeds)} seeds. Clean eigenvalues {_range(final[:, :8])}; noisy ones, each seed's last "
-        f"left out, {_range(final[:, 8:15])}; the last {_range(final[:, 15:])}. "
+        f"{_runs(seeds)}. Clean eigenvalues {_range(final[:, :8])}; noisy ones, each seed's "
+        f"last left out, {_range(final[:, 8:15])}; the last {_range(final[:, 15:])}. "
         f"Below 1e-2 of the largest: {_counts(run)} of 16.",
         f"Noisy to clean eigenvalues: {predicted:.3f} predicted by the landscape, {ratio:.3f} "
         f"trained (median noisy over mean clean).",
@@ -125,7 +127,7 @@ def _strong_augmentation(seeds: range, options: dict[str, Any], progress: _Progr
             "dashed lines are the landscape's prediction of where clean and noisy ones end.",
         ),
         (
-            layers_figure(run, until=min(1.0, float(run.time[-1]))),
+            layers_figure(run, until=min(0.2, float(run.time[-1]))),
             "Singular values of the layer early in training (solid) and those of W(0) exp(X(0) t) "
             "(dashed): the closed form holds while the embedding is small, and shows the noisy "
             "directions falling from the start.",
@@ -140,8 +142,8 @@ def _implicit_regularization(
     run = implicit_regularization_dynamics(**options, seeds=seeds, progress=progress)
     final, predicted = run.spectrum[-1].log(), 4 * run.closed_form[-1, 0].log()
     verdict = [
-        f"Two layers, {int(run.steps[-1])} steps, {len(seeds)} seeds. Log eigenvalues of the embedding: "
-        f"the first twelve {_range(final[:, :12])}; after them, mean over seeds, "
+        f"Two layers, {int(run.steps[-1])} steps, {_runs(seeds)}. Log eigenvalues of the "
+        f"embedding: the first twelve {_range(final[:, :12])}; after them, mean over seeds, "
         f"{', '.join(f'{v:.1f}' for v in final[:, 12:].mean(0).tolist())}. "
         f"Below 1e-2 of the largest: {_counts(run)} of 16.",
         "The coupled equation of aligned layers, from the start alone, puts the first twelve at "
@@ -157,8 +159,9 @@ def _implicit_regularization(
         ),
         (
             alignment_figure(run),
-            "Alignment of the adjacent layers at the end, |V2ᵀ U1|, first seed. Blocks rather than "
-            "a diagonal: within a block of nearly equal singular values, vectors are free.",
+            "Alignment of the adjacent layers at the end, |V2ᵀ U1|, first seed. Two blocks: the "
+            "directions that grew, among which nearly equal singular values leave the vectors "
+            "free, and those that lag behind.",
         ),
     ]
     return _content("Overparameterized networks collapse by themselves", verdict, figures, run)
@@ -252,20 +255,37 @@ def _content(
 ) -> _Content:
     final = run.spectrum[-1]
     header = ["seed", *(str(k + 1) for k in range(final.shape[1]))]
-    rows = [[str(k), *(f"{v:.2g}" for v in row)] for k, row in enumerate(final.tolist())]
+    rows = [[str(k), *map(_short, row)] for k, row in enumerate(final.tolist())]
+    shown = slice(None, None, max(1, len(run.steps) // 100))
     return {
         "title": title,
         "verdict": verdict,
         "figures": figures,
         "table": (header, rows),
         "record": {
-            "steps": run.steps.tolist(),
-            "spectrum": run.spectrum.tolist(),
-            "singular_values": [layer.tolist() for layer in run.singular_values],
-            "closed_form": run.closed_form.nan_to_num(posinf=1e308).tolist(),
+            "steps": run.steps[shown].tolist(),
+            "final_spectrum": final.tolist(),
+            "spectrum": run.spectrum[shown].tolist(),
+            "singular_values": [layer[shown].tolist() for layer in run.singular_values],
+            "closed_form": _finite(run.closed_form[shown].tolist()),
             "alignment": None if run.alignment is None else run.alignment.tolist(),
         },
     }
+
+
+def _short(value: float) -> str:
+    return f"{value:.2g}" if value >= 1e-3 else f"{value:.0e}"
+
+
+def _finite(values: Any) -> Any:
+    """Nested lists with None, which JSON has, for inf, which it has not."""
+    if isinstance(values, list):
+        return [_finite(value) for value in values]
+    return values if math.isfinite(values) else None
+
+
+def _runs(seeds: range) -> str:
+    return "1 seed" if len(seeds) == 1 else f"{len(seeds)} seeds"
 
 
 def _range(values: torch.Tensor) -> str:

@@ -81,9 +81,8 @@ def landscape_figure() -> Figure:
                 [torch.stack([landscape.loss(torch.stack([x, y])[None]) for x in axis])
                  for y in axis]
             )  # fmt: skip
-            low, high = float(losses.min()), 0.4
-            levels = torch.linspace(low, high, 18).tolist()
-            ax.contourf(axis, axis, losses.clamp(max=high), levels=levels, cmap="viridis")
+            levels = torch.linspace(float(losses.min()), 0.3, 16).tolist()
+            ax.contourf(axis, axis, losses, levels=levels, cmap="Blues_r")
             minimum = landscape.global_minimum(1)[0]
             for sign in (1, -1):
                 ax.plot(*(sign * minimum).tolist(), "o", color="white", markersize=6,
@@ -91,7 +90,7 @@ def landscape_figure() -> Figure:
             if landscape.rank(2) == 2:
                 saddle = landscape.stationary_point([1], 1)[0]
                 for sign in (1, -1):
-                    ax.plot(*(sign * saddle).tolist(), "x", color="white", markersize=7)
+                    ax.plot(*(sign * saddle).tolist(), "x", color=COLORS[3], markersize=7)
             ax.set_aspect("equal")
             ax.grid(visible=False)
             ax.set_title(title)
