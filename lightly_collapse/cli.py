@@ -135,6 +135,50 @@ def _toy(arguments: argparse.Namespace) -> None:
     )
 
 
+def _export_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, help="of Lightning, Lightly or torch.save"
+    )
+    parser.add_argument(
+        "--output", type=Path, required=True, help="file to write, .pkl or .pth; a .yaml beside it"
+    )
+    parser.add_argument(
+        "--to",
+        choices=("detectron2", "torchvision"),
+        default="detectron2",
+        help="detectron2's names and configuration, or a plain state dict (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--prefix", help="what stands before the backbone's names, where several ResNets are there"
+    )
+    for name, what in (("mean", "mean"), ("std", "standard deviation")):
+        parser.add_argument(
+            f"--pixel-{name}",
+            type=float,
+            nargs=3,
+            metavar=("R", "G", "B"),
+            help=f"{what} of pretraining's Normalize, on the 0..1 scale (default: ImageNet's)",
+        )
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from lightly_collapse.export import to_detectron2, to_torchvision  # noqa: PLC0415
+
+    if arguments.to == "torchvision":
+        if arguments.pixel_mean or arguments.pixel_std:
+            raise ValueError("--pixel-mean, --pixel-std: a plain state dict has no place for them")
+        export = to_torchvision(arguments.checkpoint, arguments.output, arguments.prefix)
+    else:
+        export = to_detectron2(
+            arguments.checkpoint,
+            arguments.output,
+            pixel_mean=arguments.pixel_mean,
+            pixel_std=arguments.pixel_std,
+            prefix=arguments.prefix,
+        )
+    print(export.summary())
+
+
 _Verb = tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], None]]
 _VERBS: dict[str, _Verb] = {
     "demo": (
@@ -151,6 +195,11 @@ _VERBS: dict[str, _Verb] = {
         "run the papers' small experiments: how and why a linear network collapses",
         _toy_arguments,
         _toy,
+    ),
+    "export": (
+        "write a checkpoint's ResNet for detectron2, with the configuration that fits it",
+        _export_arguments,
+        _export,
     ),
 }
 
