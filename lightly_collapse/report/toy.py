@@ -129,8 +129,8 @@ def _strong_augmentation(seeds: range, options: dict[str, Any], progress: _Progr
         (
             layers_figure(run, until=min(0.2, float(run.time[-1]))),
             "Singular values of the layer early in training (solid) and those of W(0) exp(X(0) t) "
-            "(dashed): the closed form holds while the embedding is small, and shows the noisy "
-            "directions falling from the start.",
+            "(dashed), the closed form with X as it is at the start. It holds for the first "
+            "moments, and shows from there which directions lose: X is negative along the noise.",
         ),
     ]
     return _content("Strong augmentation collapses what it randomises", verdict, figures, run)
