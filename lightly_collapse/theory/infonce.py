@@ -158,7 +158,7 @@ def train(
         if done % settings.record_every == 0 or done == settings.steps:
             if not all(layer.isfinite().all() for layer in network.layers):
                 raise ValueError(
-                    f"learning_rate must be lower: training diverged within {done} steps, got {rate}"
+                    f"learning_rate must be lower: training diverged by step {done}, got {rate}"
                 )
             records.append(_record(done, network, growth))
             growth = []
