@@ -40,10 +40,68 @@ def _demo_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _demo(arguments: argparse.Namespace) -> None:
-    from lightly_collapse.pretrain.demo import METHODS, demo  # noqa: PLC0415
+    from lightly_collapse.pretrain.demo import demo  # noqa: PLC0415
+    from lightly_collapse.pretrain.demo_methods import METHODS  # noqa: PLC0415
 
     names = [name for word in arguments.methods or METHODS for name in word.split(",") if name]
     demo(names, epochs=arguments.epochs, seed=arguments.seed, output=arguments.output)
+
+
+def _predict_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", required=True, help="a folder of images, or `digits`")
+    parser.add_argument(
+        "--transform",
+        default="simclr",
+        help="Lightly's for simclr, byol, moco, simsiam, vicreg or dino (default: %(default)s)",
+    )
+    parser.add_argument("--size", type=int, default=32, help="of a view, default: %(default)s")
+    parser.add_argument("--images", type=int, default=1000, help="default: %(default)s")
+    parser.add_argument("--views", type=int, default=8, help="of each, default: %(default)s")
+    parser.add_argument(
+        "--pool",
+        type=int,
+        default=8,
+        help="features are pixels averaged to POOL x POOL (default: %(default)s)",
+    )
+    parser.add_argument("--width", type=int, help="of the embedding (default: that of features)")
+    parser.add_argument("--weight-decay", type=float, default=0.0, help="in the landscape's units")
+    parser.add_argument("--rtol", type=float, default=1e-2, help="default: %(default)s")
+    parser.add_argument(
+        "--training-steps",
+        type=int,
+        default=0,
+        help="also predict the spectrum after so many SGD steps of InfoNCE",
+    )
+    parser.add_argument(
+        "--learning-rate", type=float, default=1e-3, help="of those, default: %(default)s"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("collapse-prediction"),
+        help="folder for report.html, spectrum.png and prediction.json (default: %(default)s)",
+    )
+
+
+def _predict(arguments: argparse.Namespace) -> None:
+    from lightly_collapse.report.predict import predict  # noqa: PLC0415
+
+    predict(
+        arguments.data,
+        arguments.transform,
+        size=arguments.size,
+        output=arguments.output,
+        training_steps=arguments.training_steps,
+        learning_rate=arguments.learning_rate,
+        n_images=arguments.images,
+        n_views=arguments.views,
+        pool=arguments.pool,
+        width=arguments.width,
+        weight_decay=arguments.weight_decay,
+        rtol=arguments.rtol,
+        seed=arguments.seed,
+    )
 
 
 def _export_arguments(parser: argparse.ArgumentParser) -> None:
@@ -96,6 +154,11 @@ _VERBS: dict[str, _Verb] = {
         "train a small encoder on real digits by several methods and show how each collapses",
         _demo_arguments,
         _demo,
+    ),
+    "predict": (
+        "predict from images and augmentations which dimensions will collapse, before training",
+        _predict_arguments,
+        _predict,
     ),
     "export": (
         "write a checkpoint's ResNet for detectron2, with the configuration that fits it",

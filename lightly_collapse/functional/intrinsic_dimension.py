@@ -55,8 +55,9 @@ def lid_mle(x: Tensor, reference: Tensor | None = None, k: int = 64) -> Tensor:
 
     Returns:
         (n,) LID, float32 or float64, with a gradient with respect to `x` as samples; the
-        neighbours are constants. Ratios r_i / r_k are held within [eps, 1 - eps] of the dtype, so
-        that neighbours at the same place, or all at one distance, give finite values.
+        neighbours are constants. Ratios r_i / r_k are held above eps of the dtype and the mean of
+        their logarithms below -eps, so that neighbours at the same place, or all at one distance,
+        give finite values; the latter 1 / eps.
 
     Raises:
         ValueError: if an input is not 2-D, is empty or holds NaN or inf, the widths differ, or `k`

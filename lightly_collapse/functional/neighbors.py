@@ -12,10 +12,21 @@ _CHUNK_BYTES = 64 * 2**20
 
 
 def _location_and_scale(reference: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and largest deviation: in these units no square under- or overflows."""
+    """Mean, and the power of two below the largest deviation from it.
+
+    In units of the latter no square under- or overflows, and to divide by it rounds nothing.
+    """
     mean = reference.mean(dim=0)
-    scale = (reference - mean).abs().max()
-    return mean, torch.where(scale > 0, scale, 1)
+    deviation = (reference - mean).abs().max()
+    deviation = torch.where(deviation > 0, deviation, 1).clamp(min=torch.finfo(mean.dtype).tiny)
+    exponent = torch.frexp(deviation).exponent - 1
+    return mean, torch.ldexp(torch.ones_like(deviation), exponent)
+
+
+def _in_one_dtype(x: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in float32 or better: in the wider of their types."""
+    dtype = torch.promote_types(as_float(x).dtype, as_float(reference).dtype)
+    return x.to(dtype), reference.to(dtype)
 
 
 def nearest_neighbors(
@@ -45,7 +56,7 @@ def nearest_neighbors(
         >>> distances.squeeze().tolist(), rows.squeeze().tolist()
         ([1.0, 0.0, 0.0], [1, 2, 1])
     """
-    x, reference = as_float(x), as_float(reference)
+    x, reference = _in_one_dtype(x, reference)
     if x.shape[1] != reference.shape[1]:
         raise ValueError(
             f"reference must have the width of x, {x.shape[1]}, got {reference.shape[1]}"
@@ -58,11 +69,11 @@ def nearest_neighbors(
     rows = max(1, _CHUNK_BYTES // (reference.shape[0] * x.element_size()))
     found = []
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-        mean, scale = _location_and_scale(reference)
-        reference = (reference - mean) / scale
+        _, scale = _location_and_scale(reference)
+        reference = reference / scale
         for start in range(0, x.shape[0], rows):
             distances = torch.cdist(
-                (x[start : start + rows] - mean) / scale,
+                x[start : start + rows] / scale,
                 reference,
                 compute_mode="donot_use_mm_for_euclid_dist",
             )
@@ -98,7 +109,7 @@ def neighbor_distances(
         >>> x.grad
         tensor([[-0.6000, -0.8000]])
     """
-    distances: Tensor = _NeighborDistances.apply(as_float(x), as_float(reference), k, exclude)
+    distances: Tensor = _NeighborDistances.apply(*_in_one_dtype(x, reference), k, exclude)
     return distances
 
 

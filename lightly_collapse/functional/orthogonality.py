@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lightly_collapse.functional._check import as_float
+from lightly_collapse.functional._unit import unit_rows
 
 
 def weight_matrix(p: Tensor, groups: int = 1, transposed: bool = False) -> Tensor:
@@ -112,8 +113,7 @@ def _dso(w: Tensor) -> Tensor:
 def _mc(w: Tensor) -> Tensor:
     if w.shape[-2] > w.shape[-1]:
         w = w.mT
-    # A zero row is orthogonal to every other and stays zero here.
-    rows = torch.nn.functional.normalize(w, dim=-1, eps=torch.finfo(w.dtype).tiny)
+    rows = unit_rows(w)
     g = rows @ rows.mT
     return (g - torch.diag_embed(g.diagonal(dim1=-2, dim2=-1))).abs().amax(dim=(-2, -1))
 

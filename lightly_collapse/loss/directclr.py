@@ -3,16 +3,18 @@
 import torch
 from lightly.utils.dist import gather, rank
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import cross_entropy
 
 from lightly_collapse._distributed import check_same_shape, gathering, mean_over_processes
 from lightly_collapse.functional._check import check_rows
+from lightly_collapse.functional._unit import unit_rows
 
 
 class DirectCLRLoss(nn.Module):
     """Symmetric InfoNCE on the first `loss_dim` entries of the representation, with no projector.
 
-    With z = r[:, :loss_dim] / ||r[:, :loss_dim]|| for the representations r of two views,
+    With z = r[:, :loss_dim] / ||r[:, :loss_dim]|| for the representations r of two views (zero, and
+    without gradient, where those entries are all zero),
 
         L = (InfoNCE(z_0, z_1) + InfoNCE(z_1, z_0)) / 2,
         InfoNCE(a, b) = -1/N sum_i ln(exp(a_i . b_i / t) / sum_j exp(a_i . b_j / t)):
@@ -80,13 +82,13 @@ class DirectCLRLoss(nn.Module):
                 f"got {self.loss_dim}"
             )
         with torch.autocast(out0.device.type, enabled=False):
-            z0 = normalize(out0[:, : self.loss_dim])
-            z1 = normalize(out1[:, : self.loss_dim])
+            z0 = unit_rows(out0[:, : self.loss_dim])
+            z1 = unit_rows(out1[:, : self.loss_dim])
             if not (self.gather_distributed and gathering()):
                 logits = z0 @ z1.T / self.temperature
                 targets = torch.arange(len(z0), device=z0.device)
                 return (cross_entropy(logits, targets) + cross_entropy(logits.T, targets)) / 2
-            check_same_shape(z0, "out0")
+            check_same_shape(out0, "out0")
             all0, all1 = torch.cat(gather(z0)), torch.cat(gather(z1))
             targets = torch.arange(len(z0), device=z0.device) + rank() * len(z0)
             loss = cross_entropy(z0 @ all1.T / self.temperature, targets)

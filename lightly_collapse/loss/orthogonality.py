@@ -21,8 +21,10 @@ class OrthogonalityRegularizer(nn.Module):
     Add `forward()` to the self-supervised loss. The penalty acts on the weight of every `Linear`,
     `Conv1d/2d/3d` and `ConvTranspose1d/2d/3d` of the module, read as one vector per filter, each
     group of a grouped convolution by itself; norms, embeddings, biases and parameters that do not
-    require a gradient are left out. The module's parameters are looked at, not owned: they appear
-    neither in `parameters()` nor in `state_dict()` of the regularizer.
+    require a gradient are left out, and so is the input projection of `MultiheadAttention`, which
+    is no `Linear` (torchvision's vision transformers have one; timm's `qkv` is a `Linear`). The
+    module's parameters are looked at, not owned: they appear neither in `parameters()` nor in
+    `state_dict()` of the regularizer.
 
     Args:
         module: the encoder to regularize.
@@ -107,13 +109,20 @@ class OrthogonalityRegularizer(nn.Module):
             if _is_trainable(layer):
                 groups = getattr(layer, "groups", 1)
                 transposed = isinstance(layer, _TRANSPOSED)
-                yield name, orthogonality_penalty(layer.weight, self.kind, groups, transposed)
+                yield name, orthogonality_penalty(_weight(layer), self.kind, groups, transposed)
 
 
 def _is_trainable(layer: Any) -> bool:
     if is_parametrized(layer, "weight"):
         return any(p.requires_grad for p in layer.parametrizations["weight"].parameters())
     return bool(layer.weight.requires_grad)
+
+
+def _weight(layer: Any) -> Tensor:
+    # A parametrized weight is computed on access, which autocast would do in a half type.
+    with torch.autocast(next(layer.parameters()).device.type, enabled=False):
+        weight: Tensor = layer.weight
+    return weight
 
 
 _NamedLayers = list[tuple[str, Any]]
@@ -147,6 +156,8 @@ def _select(
     layers: _NamedLayers, include: str | Sequence[str] | None, exclude: str | Sequence[str] | None
 ) -> _NamedLayers:
     included = _matching(layers, include, "include") if include is not None else layers
+    if not included:
+        raise ValueError("include must hold a pattern or be None, got an empty sequence")
     excluded = _matching(layers, exclude, "exclude") if exclude is not None else []
     names = {name for name, _ in excluded}
     selected = [(name, layer) for name, layer in included if name not in names]

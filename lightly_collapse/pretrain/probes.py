@@ -1,0 +1,74 @@
+"""How much a frozen representation knows about the classes."""
+
+from lightly.utils.benchmarking.knn import knn_predict
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+from torch.nn.functional import normalize
+
+
+def knn_accuracy(
+    train_features: Tensor,
+    train_labels: Tensor,
+    test_features: Tensor,
+    test_labels: Tensor,
+    *,
+    k: int = 20,
+    temperature: float = 0.1,
+) -> float:
+    """Accuracy of a weighted k-nearest-neighbour vote by cosine similarity.
+
+    Args:
+        train_features: (n, d).
+        train_labels: (n,) int64 classes from 0.
+        test_features: (m, d).
+        test_labels: (m,).
+        k: number of neighbours.
+        temperature: t in a vote's weight exp(similarity / t).
+
+    Returns:
+        The share of test rows predicted right, in [0, 1].
+
+    Source: Wu et al., CVPR 2018, arXiv 1805.01978, as implemented by Lightly.
+
+    Examples:
+        >>> import torch
+        >>> x, y = torch.eye(2).repeat(4, 1), torch.tensor([0, 1]).repeat(4)
+        >>> knn_accuracy(x, y, x, y, k=2)
+        1.0
+    """
+    predicted = knn_predict(
+        normalize(test_features),
+        normalize(train_features).T,
+        train_labels,
+        num_classes=int(train_labels.max()) + 1,
+        knn_k=k,
+        knn_t=temperature,
+    )
+    return float((predicted[:, 0] == test_labels).float().mean())
+
+
+def linear_accuracy(
+    train_features: Tensor, train_labels: Tensor, test_features: Tensor, test_labels: Tensor
+) -> float:
+    """Accuracy of logistic regression on standardised features.
+
+    Args:
+        train_features: (n, d).
+        train_labels: (n,) classes.
+        test_features: (m, d).
+        test_labels: (m,).
+
+    Returns:
+        The share of test rows predicted right, in [0, 1].
+
+    Examples:
+        >>> import torch
+        >>> x, y = torch.eye(2).repeat(4, 1), torch.tensor([0, 1]).repeat(4)
+        >>> linear_accuracy(x, y, x, y)
+        1.0
+    """
+    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    probe.fit(train_features.numpy(), train_labels.numpy())
+    return float(probe.score(test_features.numpy(), test_labels.numpy()))

@@ -1,0 +1,134 @@
+"""The layers of the package, read off its imports, and what an import loads."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import lightly_collapse
+
+PACKAGE = Path(lightly_collapse.__file__).parent
+ROOT = PACKAGE.parent
+
+# A part may import itself and what stands lower; parts on one level know nothing of each other.
+LEVEL = {
+    "_distributed": 0,
+    "functional": 0,
+    "loss": 1,
+    "models": 1,
+    "metrics": 1,
+    "theory": 1,
+    "callbacks": 2,
+    "report": 2,
+    "metric_learning": 2,
+    "pretrain": 3,
+    "cli": 4,
+}
+ALONE = {"export"}
+OPTIONAL = {"pytorch_metric_learning": "metric_learning", "skdim": "", "timm": "", "detectron2": ""}
+
+
+def part(path: Path) -> str:
+    """The first name below the package: `functional`, `loss`, `cli`, ..."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> Iterator[str]:
+    """The full names of the modules that a file imports, at its top or anywhere within."""
+    package = ["lightly_collapse", *path.relative_to(PACKAGE).parts[:-1]]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = [*base, *([node.module] if node.module else [])]
+            if module == ["lightly_collapse"]:
+                yield from (f"lightly_collapse.{alias.name}" for alias in node.names)
+            else:
+                yield ".".join(module)
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_run_downwards(path: Path) -> None:
+    here = part(path)
+    if here == "__init__":
+        assert not list(imports(path)), "importing the package must load nothing else"
+        return
+    assert here in LEVEL or here in ALONE, f"{here} has no place among the layers"
+    for name in imports(path):
+        root, _, rest = name.partition(".")
+        if root != "lightly_collapse":
+            continue
+        there = rest.split(".")[0]
+        if there in {here, "__version__"}:
+            continue
+        assert here not in ALONE, f"{here} must stand alone, but imports {name}"
+        assert here == "cli" or LEVEL.get(there, 99) < LEVEL[here], f"{here} imports {name}"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [p for p in FILES if part(p) in {"functional", "_distributed"}],
+    ids=lambda p: str(p.relative_to(PACKAGE)),
+)
+def test_the_ground_floor_stands_on_torch_alone(path: Path) -> None:
+    roots = {name.split(".")[0] for name in imports(path)} - set(sys.stdlib_module_names)
+    assert roots <= {"torch", "lightly_collapse"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_optional_packages_are_asked_for_only_where_they_are_used(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in tree.body:  # what an import of the file itself runs
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names = [node.module or ""]
+        for name in names:
+            assert OPTIONAL.get(name.split(".")[0], part(path)) == part(path)
+
+
+def test_importing_the_package_loads_nothing_else() -> None:
+    code = (
+        "import sys\n"
+        "before = set(sys.modules)\n"
+        "import lightly_collapse\n"
+        "print(*sorted({m.split('.')[0] for m in set(sys.modules) - before}))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert set(done.stdout.split()) - set(sys.stdlib_module_names) == {"lightly_collapse"}
+
+
+@pytest.mark.parametrize("name", ["functional", "loss", "models"])
+def test_public_names(name: str) -> None:
+    module = __import__(f"lightly_collapse.{name}", fromlist=["*"])
+    for public in module.__all__:
+        member = getattr(module, public)
+        assert member.__module__.startswith(f"lightly_collapse.{name}.")
+        assert "Examples:" in member.__doc__
+        assert "Raises:" in member.__doc__
+    assert module.__all__ == sorted(module.__all__)
+
+
+def test_typed() -> None:
+    assert (PACKAGE / "py.typed").is_file()
+
+
+@pytest.mark.skipif(not (ROOT / "pyproject.toml").is_file(), reason="not run from a checkout")
+def test_wheel_holds_every_file_of_the_package() -> None:
+    wheel = pytest.importorskip("hatchling.builders.wheel")
+    files = {f.distribution_path for f in wheel.WheelBuilder(str(ROOT)).recurse_included_files()}
+    assert "lightly_collapse/py.typed" in files
+    assert {p.relative_to(ROOT).as_posix() for p in FILES} <= files
+    assert all(name.startswith("lightly_collapse/") for name in files)
+    templates = {p.relative_to(ROOT).as_posix() for p in PACKAGE.rglob("*.html")}
+    assert templates <= files
