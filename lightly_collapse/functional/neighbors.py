@@ -4,11 +4,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.library import custom_op
 
-from lightly_collapse.functional._check import as_float
+from lightly_collapse.functional._check import as_float, check_finite
 
-_CHUNK_BYTES = 64 * 2**20
+_PRODUCT_BYTES = 64 * 2**20
+_GATHER_BYTES = 4 * 2**20  # what is gathered is read again at once: let it stay in the cache
+
+_Found = tuple[Tensor, Tensor, Tensor]  # distances, rows, and whether they are certain
 
 
 def _location_and_scale(reference: Tensor) -> tuple[Tensor, Tensor]:
@@ -17,10 +20,10 @@ def _location_and_scale(reference: Tensor) -> tuple[Tensor, Tensor]:
     In units of the latter no square under- or overflows, and to divide by it rounds nothing.
     """
     mean = reference.mean(dim=0)
-    deviation = (reference - mean).abs().max()
+    low, high = reference.aminmax(dim=0)
+    deviation = torch.maximum(high - mean, mean - low).max()
     deviation = torch.where(deviation > 0, deviation, 1).clamp(min=torch.finfo(mean.dtype).tiny)
-    exponent = torch.frexp(deviation).exponent - 1
-    return mean, torch.ldexp(torch.ones_like(deviation), exponent)
+    return mean, torch.ldexp(torch.ones_like(deviation), torch.frexp(deviation).exponent - 1)
 
 
 def _in_one_dtype(x: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
@@ -34,8 +37,12 @@ def nearest_neighbors(
 ) -> tuple[Tensor, Tensor]:
     """The k nearest rows of `reference` to each row of `x`, by Euclidean distance.
 
-    Distances are computed from differences, not from inner products, so rows that nearly coincide
-    keep theirs; rows of `x` are taken in chunks, so that memory stays bounded.
+    Exact, at the price of a matrix product: candidates, somewhat more than k, are chosen by
+    |y|^2 - 2 x.y, and their distances are then computed from differences, so that rows that nearly
+    coincide keep theirs. Where the k-th of those is not below what every other row can be shown to
+    exceed, given the rounding of the product, the query is done again by a product in float64 and,
+    where that cannot tell either, from differences alone. Queries are taken in chunks, so that
+    memory stays bounded.
 
     Args:
         x: (n, d) queries; half types are computed in float32.
@@ -66,21 +73,116 @@ def nearest_neighbors(
         raise ValueError(
             f"k must be between 1 and the number of candidate neighbours, {candidates}, got {k}"
         )
-    rows = max(1, _CHUNK_BYTES // (reference.shape[0] * x.element_size()))
-    found = []
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-        _, scale = _location_and_scale(reference)
-        reference = reference / scale
-        for start in range(0, x.shape[0], rows):
-            distances = torch.cdist(
-                x[start : start + rows] / scale,
-                reference,
-                compute_mode="donot_use_mm_for_euclid_dist",
-            )
-            if exclude is not None:
-                distances.scatter_(1, exclude[start : start + rows, None], torch.inf)
-            found.append(distances.topk(k, largest=False, sorted=True))
-        return torch.cat([f.values for f in found]) * scale, torch.cat([f.indices for f in found])
+        mean, scale = _location_and_scale(reference)
+        x, reference, mean = x / scale, reference / scale, mean / scale
+        distances, rows, certain = _by_products(x, reference, mean, k, exclude, dtype=x.dtype)
+        passes = [_by_differences]
+        if x.dtype == torch.float32 and x.device.type != "mps":  # which has no float64
+            passes.insert(0, _by_double_products)
+        for search in passes:
+            if certain.all():
+                break
+            todo = (~certain).nonzero().squeeze(1)
+            own = None if exclude is None else exclude[todo]
+            distances[todo], rows[todo], certain[todo] = search(x[todo], reference, mean, k, own)
+        return distances * scale, rows
+
+
+def _by_products(
+    x: Tensor,
+    reference: Tensor,
+    mean: Tensor,
+    k: int,
+    exclude: Tensor | None,
+    *,
+    dtype: torch.dtype,
+) -> _Found:
+    """Neighbours among candidates found by matrix products in `dtype`, and which are certain."""
+    candidates = reference.shape[0] - (exclude is not None)
+    # A few more than k: in a cloud of points the next ones lie close behind the k-th.
+    number = min(k + max(8, k // 4), candidates)
+    eps = torch.finfo(dtype).eps
+    centred = reference.to(dtype) - mean
+    length = torch.linalg.vector_norm(centred, dim=1)
+    chunks = _chunks(x.shape[0], reference.shape[0] * centred.element_size(), _PRODUCT_BYTES)
+    product = centred.new_empty(chunks[0].stop, reference.shape[0])  # once: fresh pages cost
+    found = []
+    for chunk in chunks:
+        queries = x[chunk].to(dtype) - mean
+        squares = product[: queries.shape[0]]
+        torch.addmm(length.square(), queries, centred.T, alpha=-2, out=squares)
+        if exclude is not None:
+            squares.scatter_(1, exclude[chunk, None], torch.inf)
+        near = squares.topk(number, largest=False, sorted=False)
+        exact = _candidate_distances(x[chunk], reference, near.indices)
+        distances, order = exact.topk(k, largest=False, sorted=True)
+        rows = near.indices.gather(1, order)
+
+        # A row that is no candidate is at least as far as the farthest candidate, but for rounding.
+        # A sum of d products, in whatever order, is off by at most d eps / 2 times the sum of their
+        # magnitudes; twice that leaves room for the exact distances and the sums around it.
+        query_length, longest = torch.linalg.vector_norm(queries, dim=1), length.max()
+        rounding = (x.shape[1] + 8) * eps * (query_length + longest).square()
+        rounding = rounding + 4 * _factor_rounding(dtype) * query_length * longest
+        others = near.values.amax(dim=1) + query_length.square() - rounding
+        # Nearer by less than the rounding of one distance is not nearer.
+        furthest = distances[:, -1].to(dtype).square() * (1 - torch.finfo(x.dtype).eps)
+        certain = (furthest <= others) | (furthest == 0)
+        found.append((distances, rows, certain | (number == candidates)))
+    return _concatenate(found)
+
+
+def _by_double_products(
+    x: Tensor, reference: Tensor, mean: Tensor, k: int, exclude: Tensor | None
+) -> _Found:
+    return _by_products(x, reference, mean, k, exclude, dtype=torch.float64)
+
+
+def _by_differences(
+    x: Tensor, reference: Tensor, mean: Tensor, k: int, exclude: Tensor | None
+) -> _Found:
+    """Neighbours among all rows, every distance computed from differences; slow."""
+    found = []
+    for chunk in _chunks(x.shape[0], reference.shape[0] * x.element_size(), _PRODUCT_BYTES):
+        every = _direct(x[chunk], reference)
+        if exclude is not None:
+            every.scatter_(1, exclude[chunk, None], torch.inf)
+        nearest = every.topk(k, largest=False, sorted=True)
+        found.append((*nearest, torch.ones_like(nearest.indices[:, 0], dtype=torch.bool)))
+    return _concatenate(found)
+
+
+def _chunks(n: int, bytes_per_row: int, limit: int) -> list[slice]:
+    rows = max(1, limit // bytes_per_row)
+    return [slice(start, min(start + rows, n)) for start in range(0, max(n, 1), rows)]
+
+
+def _concatenate(found: list[_Found]) -> _Found:
+    distances, rows, certain = zip(*found, strict=True)
+    return torch.cat(distances), torch.cat(rows), torch.cat(certain)
+
+
+def _factor_rounding(dtype: torch.dtype) -> float:
+    """Relative rounding of a matrix product's factors: nothing, unless reduced precision is on."""
+    if dtype == torch.float64:
+        return 0.0
+    try:
+        return {"highest": 0.0, "high": 2.0**-10}.get(torch.get_float32_matmul_precision(), 2.0**-7)
+    except RuntimeError:  # set for some backend by itself, and there is no asking for which
+        return 2.0**-7
+
+
+def _candidate_distances(x: Tensor, reference: Tensor, rows: Tensor) -> Tensor:
+    distances = x.new_empty(rows.shape)
+    bytes_per_row = rows.shape[1] * reference.shape[1] * x.element_size()
+    for chunk in _chunks(x.shape[0], bytes_per_row, _GATHER_BYTES):
+        distances[chunk] = _direct(x[chunk, None], reference[rows[chunk]]).squeeze(1)
+    return distances
+
+
+def _direct(x: Tensor, y: Tensor) -> Tensor:
+    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def neighbor_distances(
@@ -113,19 +215,44 @@ def neighbor_distances(
     return distances
 
 
+# An operator of its own: how many queries need a second pass is no business of a compiler's graph.
+@custom_op(
+    "lightly_collapse::nearest_neighbors",
+    mutates_args=(),
+    schema="(Tensor x, Tensor reference, int k, Tensor? exclude, bool check) -> (Tensor, Tensor)",
+)
+def _search(
+    x: Tensor, reference: Tensor, k: int, exclude: Tensor | None, check: bool
+) -> tuple[Tensor, Tensor]:
+    if check:
+        check_finite(x, "x")
+        check_finite(reference, "reference")
+    return nearest_neighbors(x, reference, k, exclude)
+
+
+@_search.register_fake
+def _(
+    x: Tensor, reference: Tensor, k: int, exclude: Tensor | None, check: bool
+) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape[0], k), x.new_empty(x.shape[0], k, dtype=torch.int64)
+
+
 class _NeighborDistances(torch.autograd.Function):
     """d r_ij / d x_i = (x_i - y_j) / r_ij, summed over j by one weighted bag of neighbour rows."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, reference: Tensor, k: int, exclude: Tensor | None) -> Tensor:
-        distances, rows = nearest_neighbors(x, reference, k, exclude)
+        # Within a compiled graph nobody has looked at the entries yet.
+        distances, rows = _search(x, reference, k, exclude, torch.compiler.is_compiling())
         ctx.save_for_backward(x, reference, distances, rows)
         return distances
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         x, reference, distances, rows = ctx.saved_tensors
+        if torch.is_grad_enabled():  # the gradient is to be differentiated: so must these be
+            squares = (x[:, None] - reference[rows]).square().sum(dim=2)
+            distances = torch.where(distances > 0, squares, 1).sqrt() * (distances > 0)
         # x_i sum_j w_ij - sum_j w_ij y_j is taken about the mean point and in units of the spread:
         # where distances are small beside the mean, the two terms would cancel.
         mean, scale = _location_and_scale(reference)
@@ -133,5 +260,5 @@ class _NeighborDistances(torch.autograd.Function):
         pulled = torch.nn.functional.embedding_bag(
             rows, (reference - mean) / scale, per_sample_weights=weights, mode="sum"
         )
-        pull = (x - mean) / scale * weights.sum(dim=1, keepdim=True) - pulled
+        pull: Tensor = (x - mean) / scale * weights.sum(dim=1, keepdim=True) - pulled
         return pull, None, None, None
