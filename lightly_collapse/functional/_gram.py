@@ -23,6 +23,22 @@ def add_gram(upper: Tensor, x: Tensor) -> None:
         band.addmm_(x[:, start : start + step].mT, x[:, start:])
 
 
+def gram(x: Tensor) -> Tensor:
+    """X^T X; by half of the products where no gradient is wanted.
+
+    Args:
+        x: (n, d) rows.
+
+    Returns:
+        (d, d) symmetric matrix.
+    """
+    if x.requires_grad:
+        return x.mT @ x
+    upper = x.new_zeros(x.shape[1], x.shape[1])
+    add_gram(upper, x)
+    return upper.triu() + upper.triu(1).mT
+
+
 def tall_singular_values(z: Tensor) -> Tensor:
     """Singular values of a float32 matrix with many more rows than columns.
 
