@@ -47,12 +47,29 @@ def _demo(arguments: argparse.Namespace) -> None:
     demo(names, epochs=arguments.epochs, seed=arguments.seed, output=arguments.output)
 
 
+def _words(parser: argparse.ArgumentParser) -> None:
+    # The verb has its own parser, LightningCLI's: no word is an option here, not even --help.
+    parser.prefix_chars = ""
+    parser.add_argument("words", nargs=argparse.REMAINDER)
+
+
+def _pretrain(arguments: argparse.Namespace) -> None:
+    from lightly_collapse.pretrain.command import pretrain  # noqa: PLC0415
+
+    pretrain(arguments.words)
+
+
 _Verb = tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], None]]
 _VERBS: dict[str, _Verb] = {
     "demo": (
         "train a small encoder on real digits by several methods and show how each collapses",
         _demo_arguments,
         _demo,
+    ),
+    "pretrain": (
+        "pretrain an encoder: method, backbone, regularizers and data from a YAML file or options",
+        _words,
+        _pretrain,
     ),
 }
 
