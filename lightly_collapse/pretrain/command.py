@@ -1,6 +1,6 @@
 """The `pretrain` command: LightningCLI with whole checkpoints, exact resumption and plain errors."""
 
-import random
+import re
 import warnings
 from argparse import ArgumentError
 from collections.abc import Sequence
@@ -8,10 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 import yaml
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import TensorBoardLogger
@@ -28,23 +26,6 @@ METHODS = tuple(methods.__all__)
 
 DATA = ("Digits", "CIFAR10", "CIFAR100", "SmallImageFolder", "ImageFolder", "LightlyFolder")
 """The data modules by their names on the command line."""
-
-
-class _SeedEveryEpoch(Callback):
-    """Makes an epoch's random numbers depend on the seed, the process and the epoch alone.
-
-    A run that is resumed after an epoch then goes on as if it had never stopped.
-    """
-
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        words = (self._seed, trainer.current_epoch, trainer.global_rank)
-        seed = int(np.random.SeedSequence(words).generate_state(1)[0])
-        random.seed(seed)
-        np.random.seed(seed)  # noqa: NPY002  Lightly's transforms draw from the global generator
-        torch.manual_seed(seed)
 
 
 class _PretrainCLI(LightningCLI):
@@ -82,7 +63,6 @@ class _PretrainCLI(LightningCLI):
         """Lightning's trainer with this command's checkpoints, logger and seeding."""
         folder = Path(self.config["output"])
         callbacks = [
-            _SeedEveryEpoch(self.config["seed_everything"]),
             # One file, replaced after every epoch; the weights have been found finite by then.
             ModelCheckpoint(
                 dirpath=folder,
@@ -129,8 +109,9 @@ def pretrain(arguments: Sequence[str]) -> Trainer:
             # The words are the command's own, which Lightning takes for a mistake.
             warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
             cli = _PretrainCLI(list(words))
-    except ArgumentError as error:
+    except (ArgumentError, ValueError) as error:
         raise ValueError(_explain(str(error))) from error
+    cli.datamodule.seed = cli.config["seed_everything"]
     folder = check_writable_folder(cli.config["output"])
     checkpoint = _checkpoint(cli, folder)
     trainer: Trainer = cli.trainer
@@ -156,9 +137,19 @@ def _checkpoint(cli: _PretrainCLI, folder: Path) -> str | None:
     return path
 
 
+# What jsonargparse says about the forms a value might have had but has not.
+_NOISE = re.compile(
+    r"^(Subtypes: |Errors:|Expected a <class 'NoneType'>|Given value|Expected a path but|$)"
+)
+
+
 def _explain(message: str) -> str:
-    """A parser's message, with the known names where a method or data module is unknown."""
+    """A parser's message without the alternatives, and with the names where one is unknown."""
+    message = message.replace("Does not validate against any of the Union subtypes", "")
+    lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
+    kept = " ".join(line for line in lines if not _NOISE.match(line))
     for key, known in (("model", METHODS), ("data", DATA)):
-        if f'"{key}"' in message:
-            return f"{message} Known: {', '.join(known)}."
-    return message
+        if f'"{key}"' in message and "given class_path" not in message:
+            wrong = kept.rsplit(" ", 1)[-1]
+            return f"{key} must be one of {', '.join(known)}, got {wrong}"
+    return kept

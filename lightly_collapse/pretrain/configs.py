@@ -89,7 +89,7 @@ def split_config(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
             rest.append(word)
             continue
         path = value if equals else next(words, None)
-        if not path:
+        if not path or path.startswith("--"):
             raise ValueError("--config needs the name of a YAML file")
         config = merge(config, load_config(path))
     return config, rest

@@ -1,17 +1,19 @@
 """Images to pretrain on, with their held-out part."""
 
 import os
+import random
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightly.data import LightlyDataset
 from PIL import Image
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 from torchvision import datasets
 from torchvision.transforms import v2
 
@@ -24,11 +26,35 @@ _CIFAR: tuple[_Colour, _Colour] = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.
 _DIGITS: tuple[_Colour, _Colour] = ((0.305, 0.305, 0.305), (0.33, 0.33, 0.33))
 
 
+def _mixed(*words: int) -> int:
+    return int(np.random.SeedSequence(words).generate_state(1)[0])
+
+
+class _EpochLoader(DataLoader[Any]):
+    """A loader whose order and workers' random numbers follow from the seed and the epoch alone.
+
+    Workers start anew each epoch: persistent ones would carry their random state over from epochs
+    that a resumed run has not seen.
+    """
+
+    def __init__(self, dataset: Any, seed: int, epoch: Callable[[], int], **kwargs: Any) -> None:
+        self._seed, self._epoch = seed, epoch
+        super().__init__(dataset, generator=torch.Generator(), **kwargs)
+
+    def __iter__(self) -> Any:
+        sampler: Any = self.sampler
+        sampler.set_epoch(self._epoch())
+        self.generator.manual_seed(_mixed(self._seed, self._epoch(), sampler.rank))
+        return super().__iter__()
+
+
 class PretrainData(LightningDataModule):
     """Training images as views; a bank of training images and held-out images as they are.
 
     Training batches are `(views, labels)`, evaluation batches `(images, labels)`. The validation
-    loaders are the bank and the held-out images, in this order.
+    loaders are the bank and the held-out images, in this order. The order of the images and all
+    random numbers of a training step follow from `seed`, the epoch, the batch and the process, so
+    that a run that is resumed after an epoch goes on as if it had never stopped.
 
     Args:
         batch_size: images a step and process.
@@ -43,6 +69,7 @@ class PretrainData(LightningDataModule):
 
     num_classes: int
     train_count: int
+    seed: int = 0
 
     def __init__(
         self,
@@ -93,18 +120,42 @@ class PretrainData(LightningDataModule):
         method: Any = self.trainer.lightning_module  # type: ignore[union-attr]
         return method.views, method.global_views
 
-    def _loader(self, dataset: Dataset[Any], train: bool = False, **kwargs: Any) -> DataLoader[Any]:
-        # Workers start anew each epoch: persistent ones would carry their random state over from
-        # the epochs before, which a resumed run has not seen.
-        return DataLoader(
+    def _train_loader(self, dataset: Dataset[Any], **kwargs: Any) -> DataLoader[Any]:
+        trainer: Any = self.trainer
+        return _EpochLoader(
             dataset,
+            self.seed,
+            lambda: trainer.fit_loop.epoch_progress.current.processed,
             batch_size=self.batch_size,
-            shuffle=train,
-            drop_last=train,
+            sampler=DistributedSampler(
+                dataset, trainer.world_size, trainer.global_rank, seed=self.seed, drop_last=True
+            ),
+            drop_last=True,
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
             **kwargs,
         )
+
+    def _plain_loader(self, dataset: Dataset[Any], **kwargs: Any) -> DataLoader[Any]:
+        return DataLoader(
+            dataset, batch_size=self.batch_size, num_workers=self.num_workers, **kwargs
+        )
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Seed everything that a training step draws, in views and model alike."""
+        trainer: Any = self.trainer
+        if trainer is not None and trainer.training:
+            loop = trainer.fit_loop
+            words = (
+                loop.epoch_progress.current.processed,
+                loop.epoch_loop.batch_progress.current.ready,
+                trainer.global_rank,
+            )
+            seed = _mixed(self.seed, *words)
+            random.seed(seed)
+            np.random.seed(seed)  # noqa: NPY002  Lightly draws from the global generator
+            torch.manual_seed(seed)
+        return batch
 
 
 class _Memory(Dataset[Any]):
@@ -151,12 +202,12 @@ class SmallImages(PretrainData):
         """The training images, shuffled."""
         settings, global_views = self._views()
         self._draw = DeviceViews(settings, self._train.images.shape[-1], global_views)
-        return self._loader(self._train, train=True, collate_fn=_as_it_is)
+        return self._train_loader(self._train, collate_fn=_as_it_is)
 
     def evaluation_loaders(self, bank_images: int | None = None) -> list[DataLoader[Any]]:
         """Loaders of training images and of held-out ones, neither augmented nor shuffled."""
         bank = _Memory(self._train.images[:bank_images], self._train.labels[:bank_images])
-        return [self._loader(part, collate_fn=_as_it_is) for part in (bank, self._held_out)]
+        return [self._plain_loader(part, collate_fn=_as_it_is) for part in (bank, self._held_out)]
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Turn the bytes into colours, and in training into views."""
@@ -345,7 +396,7 @@ class ImageFolder(PretrainData):
         settings, global_views = self._views()
         transform = worker_views(settings, self.image_size, *_IMAGENET, global_views)
         dataset = _image_folder(self.root, self.train, transform=transform)
-        return self._loader(Subset(dataset, self._indices), train=True)
+        return self._train_loader(Subset(dataset, self._indices))
 
     def evaluation_loaders(self, bank_images: int | None = None) -> list[DataLoader[Any]]:
         """Loaders of training images and of held-out ones, neither augmented nor shuffled."""
@@ -353,7 +404,7 @@ class ImageFolder(PretrainData):
             len(self._indices), generator=torch.Generator().manual_seed(0)
         ).tolist()[:bank_images]
         bank = Subset(self._bank, [self._indices[i] for i in order])
-        return [self._loader(bank), self._loader(self._held_out)]
+        return [self._plain_loader(bank), self._plain_loader(self._held_out)]
 
 
 class LightlyFolder(PretrainData):
@@ -383,11 +434,11 @@ class LightlyFolder(PretrainData):
         """The images, shuffled, as views."""
         settings, global_views = self._views()
         dataset = self._dataset(worker_views(settings, self.image_size, *_IMAGENET, global_views))
-        return self._loader(Subset(dataset, self._indices), train=True)
+        return self._train_loader(Subset(dataset, self._indices))
 
     def evaluation_loaders(self, bank_images: int | None = None) -> list[DataLoader[Any]]:
         """The same images twice: there are no held-out ones."""
-        loader = self._loader(Subset(self._plain, self._indices[:bank_images]))
+        loader = self._plain_loader(Subset(self._plain, self._indices[:bank_images]))
         return [loader, loader]
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
