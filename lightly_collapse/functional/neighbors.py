@@ -15,14 +15,15 @@ _Found = tuple[Tensor, Tensor, Tensor]  # distances, rows, and whether they are 
 
 
 def _location_and_scale(reference: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean, and largest deviation to the power of two above.
+    """Mean, and the power of two below the largest deviation from it.
 
-    In units of the scale no square under- or overflows, and dividing by it rounds nothing.
+    In units of the latter no square under- or overflows, and to divide by it rounds nothing.
     """
     mean = reference.mean(dim=0)
     low, high = reference.aminmax(dim=0)
-    scale = torch.maximum(high - mean, mean - low).max()
-    return mean, torch.ldexp(torch.ones_like(scale), torch.frexp(scale).exponent)
+    deviation = torch.maximum(high - mean, mean - low).max()
+    deviation = torch.where(deviation > 0, deviation, 1).clamp(min=torch.finfo(mean.dtype).tiny)
+    return mean, torch.ldexp(torch.ones_like(deviation), torch.frexp(deviation).exponent - 1)
 
 
 def _in_one_dtype(x: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,11 +7,15 @@ choice of side only adds a constant.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
+from lightly_collapse.functional import _convolution
 from lightly_collapse.functional._check import as_float
+from lightly_collapse.functional._spectral_norm import track
 from lightly_collapse.functional._unit import unit_rows
 
 
@@ -55,7 +59,12 @@ def weight_matrix(p: Tensor, groups: int = 1, transposed: bool = False) -> Tenso
 
 
 def orthogonality_penalty(
-    w: Tensor, kind: str = "so", groups: int = 1, transposed: bool = False
+    w: Tensor,
+    kind: str = "so",
+    groups: int = 1,
+    transposed: bool = False,
+    stride: int | tuple[int, ...] = 1,
+    dilation: int | tuple[int, ...] = 1,
 ) -> Tensor:
     """Distance of a weight from orthonormal filters.
 
@@ -67,21 +76,34 @@ def orthogonality_penalty(
     |        | magnitude, of G with unit diagonal               |                               |
     | `srip` | spectral restricted isometry: the spectral norm  | max_i abs(s_i^2 - 1)          |
     |        | of G - I                                         |                               |
+    | `conv` | convolutional orthogonality: the squared norm of | (those of the convolution)    |
+    |        | conv(K, K) - I_0                                 |                               |
+
+    `conv` compares the filters of a convolution at every shift at which they meet: the shifts by
+    multiples of the stride up to P = floor((k - 1) / stride) stride, whatever the padding of the
+    layer, which only cuts filters at the border. A linear layer, and a convolution whose stride is
+    not below its kernel, such as a patch embedding, has the shift zero alone; there `conv` is the
+    squared norm of W W^T - I. A transposed convolution is the transpose of the convolution with
+    the same kernel, and is compared as that.
 
     Args:
         w: a matrix (filters, fan_in) or the weight of a layer in any shape `weight_matrix` takes;
             half types are computed in float32.
-        kind: `so`, `dso`, `mc` or `srip`.
+        kind: `so`, `dso`, `mc`, `srip` or `conv`.
         groups: number of groups of a convolution; the penalties of its groups are added up.
         transposed: whether `w` is the weight of a transposed convolution.
+        stride: stride of a convolution, for `conv`.
+        dilation: dilation of a convolution, for `conv`.
 
     Returns:
-        A scalar, with a gradient.
+        A scalar, with a gradient that can be differentiated again.
 
     Raises:
-        ValueError: if `kind` is unknown, or `w` or `groups` are not as `weight_matrix` asks.
+        ValueError: if `kind` is unknown, `w` or `groups` are not as `weight_matrix` asks, or
+            `stride` or `dilation` is below 1 or not one number, or one a dimension of the kernel.
 
-    Source: Bansal, Chen and Wang, NeurIPS 2018, arXiv 1810.09102, sections 3.1 to 3.4 (all four);
+    Source: Bansal, Chen and Wang, NeurIPS 2018, arXiv 1810.09102, sections 3.1 to 3.4 (the first
+    four); Wang, Chen, Chakraborty and Yu, CVPR 2020, arXiv 1911.12207, equations 6 and 7 (`conv`);
     He, Du and Ma, NeurIPS 2024, arXiv 2411.00392 (SO and SRIP in self-supervised learning).
 
     Examples:
@@ -89,49 +111,181 @@ def orthogonality_penalty(
         tensor(0.)
         >>> orthogonality_penalty(2 * torch.eye(3, 5), "srip")
         tensor(3.)
+        >>> orthogonality_penalty(torch.ones(1, 1, 3), "conv")  # (3 - 1)^2 + 2 (2^2 + 1^2)
+        tensor(14.)
     """
     check_kind(kind)
-    w = as_float(weight_matrix(w, groups, transposed))
+    matrix = as_float(weight_matrix(w, groups, transposed))
     with torch.autocast(w.device.type, enabled=False):
-        return _PENALTIES[kind](w if w.ndim == 3 else w[None]).sum()
+        if kind == "srip":
+            s: Tensor = torch.linalg.svdvals(matrix)
+            return (s.square() - 1).abs().amax(dim=-1).sum()
+        if kind == "conv":
+            return _convolutional(as_float(w), groups, transposed, stride, dilation)
+        value: Tensor = _ClosedForm.apply(matrix, kind)
+        return value
 
 
-def _gram(w: Tensor) -> Tensor:
-    return w @ w.mT if w.shape[-2] <= w.shape[-1] else w.mT @ w
+def tracked_spectral_penalties(
+    matrices: list[Tensor], bases: list[Tensor]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """`srip` of many weights by matrix-vector products, from the vectors of the last call.
+
+    Args:
+        matrices: (..., filters, fan_in) weights, float32 or float64.
+        bases: for each the basis of `initial_basis` or of the last call.
+
+    Returns:
+        The penalties, scalars with a gradient, and the bases for the next call. A penalty is never
+        above the true one but for rounding.
+
+    Raises:
+        RuntimeError: if the gradient is differentiated again; `orthogonality_penalty` allows it.
+
+    Examples:
+        >>> from lightly_collapse.functional._spectral_norm import initial_basis
+        >>> w = torch.diag(torch.tensor([2.0, 1.0, 1.0]))
+        >>> penalties, bases = tracked_spectral_penalties([w], [initial_basis(w)])
+        >>> round(penalties[0].item(), 4)
+        3.0
+    """
+    with torch.no_grad(), torch.autocast(matrices[0].device.type, enabled=False):
+        u, y, bases = track([m.detach() for m in matrices], bases)
+    penalties = [_RayleighQuotient.apply(*found) for found in zip(matrices, u, y, strict=True)]
+    return penalties, bases
 
 
-def _so(w: Tensor) -> Tensor:
-    g = _gram(w)
-    return (g - torch.eye(g.shape[-1], dtype=g.dtype, device=g.device)).square().sum(dim=(-2, -1))
+class _RayleighQuotient(torch.autograd.Function):
+    """abs(|W^T u|^2 / |u|^2 - 1), whose gradient at an eigenvector u is one outer product."""
+
+    @staticmethod
+    def forward(ctx: Any, w: Tensor, u: Tensor, y: Tensor) -> Tensor:
+        square = u.square().sum(dim=-2, keepdim=True)
+        quotient = y.square().sum(dim=-2, keepdim=True) / square - 1
+        ctx.save_for_backward(2 * quotient.sign() / square * u, y)
+        ctx.tall = w.shape[-2] > w.shape[-1]
+        return quotient.abs().sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        u, y = ctx.saved_tensors
+        u = grad * u
+        return (y @ u.mT if ctx.tall else u @ y.mT), None, None
 
 
-def _dso(w: Tensor) -> Tensor:
+class _ClosedForm(torch.autograd.Function):
+    """A penalty with its gradient written down: no graph of matrix products is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, w: Tensor, kind: str, *settings: Any) -> Tensor:
+        value, state = _CLOSED_FORMS[kind][0](w, *settings)
+        ctx.save_for_backward(w, state)
+        ctx.kind, ctx.settings = kind, settings
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        w, state = ctx.saved_tensors
+        value_and_state, gradient = _CLOSED_FORMS[ctx.kind]
+        if torch.is_grad_enabled():  # the gradient is to be differentiated: so must the state be
+            _, state = value_and_state(w, *ctx.settings)
+        return gradient(w, state, grad, *ctx.settings), None, *(None for _ in ctx.settings)
+
+
+def _so(w: Tensor) -> tuple[Tensor, Tensor]:
+    g = w @ w.mT if w.shape[-2] <= w.shape[-1] else w.mT @ w
+    g.diagonal(dim1=-2, dim2=-1).sub_(1)
+    return torch.dot(g.flatten(), g.flatten()), g
+
+
+def _so_gradient(w: Tensor, residual: Tensor, grad: Tensor) -> Tensor:
+    """4 (W W^T - I) W, the smaller of the two products that equal it."""
+    residual = (4 * grad) * residual
+    return residual @ w if w.shape[-2] <= w.shape[-1] else w @ residual
+
+
+def _dso(w: Tensor) -> tuple[Tensor, Tensor]:
     # ||W^T W - I||^2 and ||W W^T - I||^2 differ by the difference of the sides.
-    return 2 * _so(w) + abs(w.shape[-2] - w.shape[-1])
+    value, residual = _so(w)
+    groups = w.shape[0] if w.ndim == 3 else 1
+    return 2 * value + groups * abs(w.shape[-2] - w.shape[-1]), residual
 
 
-def _mc(w: Tensor) -> Tensor:
-    if w.shape[-2] > w.shape[-1]:
-        w = w.mT
-    rows = unit_rows(w)
-    g = rows @ rows.mT
-    return (g - torch.diag_embed(g.diagonal(dim1=-2, dim2=-1))).abs().amax(dim=(-2, -1))
+def _dso_gradient(w: Tensor, residual: Tensor, grad: Tensor) -> Tensor:
+    return _so_gradient(w, residual, 2 * grad)
 
 
-def _srip(w: Tensor) -> Tensor:
-    s: Tensor = torch.linalg.svdvals(w)
-    return (s.square() - 1).abs().amax(dim=-1)
+def _mc(w: Tensor) -> tuple[Tensor, Tensor]:
+    vectors = w if w.shape[-2] <= w.shape[-1] else w.mT
+    unit = unit_rows(vectors)
+    g = (unit @ unit.mT).abs()
+    g.diagonal(dim1=-2, dim2=-1).zero_()
+    coherence, index = g.flatten(-2).max(dim=-1)
+    return coherence.sum(), torch.stack([index // g.shape[-1], index % g.shape[-1]])
 
 
-_PENALTIES: dict[str, Callable[[Tensor], Tensor]] = {
-    "so": _so,
-    "dso": _dso,
-    "mc": _mc,
-    "srip": _srip,
+def _mc_gradient(w: Tensor, pair: Tensor, grad: Tensor) -> Tensor:
+    """Of the cosine c between rows a and b: (b/|b| - c a/|a|) / |a|, and likewise for b."""
+    vectors = w if w.shape[-2] <= w.shape[-1] else w.mT
+    vectors = vectors if vectors.ndim == 3 else vectors[None]
+    group = torch.arange(vectors.shape[0], device=w.device)
+    a, b = pair = pair.view(2, -1)
+    unit = unit_rows(vectors[group, pair])
+    length = (unit * vectors[group, pair]).sum(dim=-1, keepdim=True)
+    length = torch.where(length > 0, length, 1)
+    cosine = (unit[0] * unit[1]).sum(dim=-1, keepdim=True)
+    slope = grad * torch.where((a != b)[:, None], cosine.sign(), 0)
+    result = torch.zeros_like(vectors)
+    result[group, a] = slope * (unit[1] - cosine * unit[0]) / length[0]
+    result[group, b] = slope * (unit[0] - cosine * unit[1]) / length[1]
+    result = result if w.ndim == 3 else result[0]
+    return result if w.shape[-2] <= w.shape[-1] else result.mT
+
+
+def _convolutional(
+    w: Tensor,
+    groups: int,
+    transposed: bool,
+    stride: int | tuple[int, ...],
+    dilation: int | tuple[int, ...],
+) -> Tensor:
+    kernel = tuple(w.shape[2:])
+    shifts = _convolution.shifts(
+        kernel,
+        _one_each(stride, len(kernel), "stride"),
+        _one_each(dilation, len(kernel), "dilation"),
+    )
+    value: Tensor
+    if len(shifts) > 1:
+        filters = w.reshape(groups, -1, *w.shape[1:])
+        value = _ClosedForm.apply(filters, "conv", shifts)
+        return value
+    matrix = weight_matrix(w, groups)
+    value = _ClosedForm.apply(matrix, "so")
+    return value + groups * max(0, matrix.shape[-2] - matrix.shape[-1])
+
+
+def _one_each(value: int | tuple[int, ...], number: int, name: str) -> tuple[int, ...]:
+    values = (value,) * number if isinstance(value, int) else tuple(value)
+    if len(values) != number or any(v < 1 for v in values):
+        raise ValueError(
+            f"{name} must be at least 1 and one number, or one for each of the {number} "
+            f"dimension(s) of the kernel, got {value}"
+        )
+    return values
+
+
+_CLOSED_FORMS: dict[str, tuple[Callable[..., tuple[Tensor, Tensor]], Callable[..., Tensor]]] = {
+    "so": (_so, _so_gradient),
+    "dso": (_dso, _dso_gradient),
+    "mc": (_mc, _mc_gradient),
+    "conv": (_convolution.value_and_overlaps, _convolution.gradient),
 }
+KINDS = ("so", "dso", "mc", "srip", "conv")
 
 
 def check_kind(kind: str) -> None:
     """Raise a ValueError unless `kind` names a penalty."""
-    if kind not in _PENALTIES:
-        raise ValueError(f"kind must be one of {', '.join(_PENALTIES)}, got {kind!r}")
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")

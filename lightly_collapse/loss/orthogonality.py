@@ -1,46 +1,60 @@
 """Orthogonality regularization of the weights of an encoder."""
 
 import re
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
-from torch.nn.utils.parametrize import is_parametrized
 
-from lightly_collapse.functional.orthogonality import check_kind, orthogonality_penalty
-
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
+from lightly_collapse._layers import LayerWeight, find_weights
+from lightly_collapse.functional._check import as_float
+from lightly_collapse.functional._spectral_norm import initial_basis
+from lightly_collapse.functional.orthogonality import (
+    check_kind,
+    orthogonality_penalty,
+    tracked_spectral_penalties,
+    weight_matrix,
+)
 
 
 class OrthogonalityRegularizer(nn.Module):
     """Weighted sum, over a module's layers, of their weights' distance from orthonormal filters.
 
     Add `forward()` to the self-supervised loss. The penalty acts on the weight of every `Linear`,
-    `Conv1d/2d/3d` and `ConvTranspose1d/2d/3d` of the module, read as one vector per filter, each
-    group of a grouped convolution by itself; norms, embeddings, biases and parameters that do not
-    require a gradient are left out. The module's parameters are looked at, not owned: they appear
-    neither in `parameters()` nor in `state_dict()` of the regularizer.
+    `Conv1d/2d/3d` and `ConvTranspose1d/2d/3d` of the module and on the input projections of
+    `MultiheadAttention`, read as one vector per filter, each group of a grouped convolution by
+    itself; norms, embeddings, biases and parameters that do not require a gradient are left out.
+    The module's parameters are looked at, not owned: they appear neither in `parameters()` nor in
+    `state_dict()` of the regularizer. Weights sharded by FSDP2 are gathered layer by layer.
+
+    `srip` is computed by matrix-vector products alone, on vectors that follow the weights from one
+    call to the next; they are non-persistent buffers. It is never above the true penalty but for
+    rounding, and on weights that move slowly within 1 % below it. Its gradient cannot be
+    differentiated again.
 
     Args:
         module: the encoder to regularize.
-        kind: `so` (soft orthogonality), `dso` (double-sided), `mc` (mutual coherence) or `srip`
-            (spectral restricted isometry); see `lightly_collapse.functional.orthogonality_penalty`.
+        kind: `so` (soft orthogonality), `dso` (double-sided), `mc` (mutual coherence), `srip`
+            (spectral restricted isometry) or `conv` (convolutional orthogonality); see
+            `lightly_collapse.functional.orthogonality_penalty`.
         weight: gamma; reasonable starting points are 1e-7 to 1e-5 for `so`, 1e-5 to 1e-3 for
-            `srip`.
+            `srip`. The attribute may be set at any time, by
+            `lightly_collapse.callbacks.RegularizerSchedule` for example.
         include: regular expressions; only parameters in whose name one of them is found (as
             `layer4.0.conv1.weight`, by `re.search`) are regularized.
         exclude: regular expressions; parameters in whose name one of them is found are left out.
+        split_qkv: take queries, keys and values of a fused weight apart: linear layers named
+            `qkv` (timm) or `in_proj`, and `in_proj_weight` of `MultiheadAttention`. What one
+            computes need not be orthogonal to what another does.
 
     Raises:
         ValueError: if `kind` is unknown, `weight` is negative or not finite, a pattern is not a
-            regular expression or matches nothing, or there is nothing to regularize.
+            regular expression or matches nothing, there is nothing to regularize, or a fused
+            weight to be split has rows that do not divide by three.
 
     Source: He, Du and Ma, "Preventing dimensional collapse in self-supervised learning via
     orthogonality regularization", NeurIPS 2024, arXiv 2411.00392; Bansal, Chen and Wang, NeurIPS
-    2018, arXiv 1810.09102.
+    2018, arXiv 1810.09102; Wang et al., CVPR 2020, arXiv 1911.12207.
 
     Examples:
         >>> backbone = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Flatten(), nn.Linear(16, 8))
@@ -57,6 +71,7 @@ class OrthogonalityRegularizer(nn.Module):
         weight: float = 1e-6,
         include: str | Sequence[str] | None = None,
         exclude: str | Sequence[str] | None = None,
+        split_qkv: bool = False,
     ) -> None:
         super().__init__()
         check_kind(kind)
@@ -64,14 +79,21 @@ class OrthogonalityRegularizer(nn.Module):
             raise ValueError(f"weight must be finite and not negative, got {weight}")
         self.kind = kind
         self.weight = weight
-        # Pairs in a list are no submodules: the weights stay out of this module's state, and a
-        # deep copy or a pickle of both together keeps them the same object.
-        self._layers = _select(_find_layers(module), include, exclude)
-        if not any(_is_trainable(layer) for _, layer in self._layers):
+        found = _select(find_weights(module), include, exclude)
+        if not any(w.is_trainable for w in found):
             raise ValueError(
                 "module must have a weight that requires a gradient, got only frozen ones: "
-                + ", ".join(name for name, _ in self._layers)
+                + ", ".join(w.name for w in found)
             )
+        # Layers in a list are no submodules: the weights stay out of this module's state, and a
+        # deep copy or a pickle of both together keeps them the same object.
+        self._weights: list[LayerWeight] = []
+        for w in found:
+            self._weights.extend(w.split() if split_qkv and w.is_fused_qkv else [w])
+        if kind == "srip":
+            for i, w in enumerate(self._weights):
+                basis = initial_basis(self._matrix(w, w.shape_like()))
+                self.register_buffer(f"_basis_{i}", basis, persistent=False)
 
     def forward(self) -> Tensor:
         """Compute the weighted penalty.
@@ -80,92 +102,132 @@ class OrthogonalityRegularizer(nn.Module):
             A scalar, float32 or the weights' float64, with a gradient.
 
         Raises:
-            ValueError: if every weight has been frozen since.
+            ValueError: if every weight has been frozen since, or one is sharded and there is no
+                process group to gather it from.
         """
-        penalties = [penalty for _, penalty in self._penalties()]
-        if not penalties:
-            raise ValueError("module must have a weight that requires a gradient, all are frozen")
-        device = penalties[0].device
-        return self.weight * torch.stack([penalty.to(device) for penalty in penalties]).sum()
+        return self.weight * self._sum(self._weights)
+
+    def accumulate_gradient(
+        self, parameters: Iterable[Tensor] | None = None, scale: float = 1.0
+    ) -> Tensor | None:
+        """Add the gradient of the penalty to `.grad`, outside of any graph and of any hook.
+
+        An alternative to adding `forward()` to the loss, to be called between the backward pass
+        and the optimizer's step; under gradient accumulation once before each step.
+
+        Args:
+            parameters: those to give a gradient, such as an optimizer's; all by default.
+            scale: what to multiply the gradient by, such as the loss scale of gradients that have
+                not been unscaled.
+
+        Returns:
+            The unweighted penalty of the weights that depend on those parameters, without
+            gradient, or None if there is no such weight.
+
+        Raises:
+            ValueError: as `forward`, and if `scale` is not positive and finite.
+
+        Examples:
+            >>> layer = nn.Linear(4, 2)
+            >>> OrthogonalityRegularizer(layer, weight=0.1).accumulate_gradient().ndim
+            0
+            >>> layer.weight.grad.shape
+            torch.Size([2, 4])
+        """
+        if not 0 < scale < float("inf"):
+            raise ValueError(f"scale must be positive and finite, got {scale}")
+        wanted = None if parameters is None else {id(p) for p in parameters}
+        chosen = {
+            id(p): p
+            for w in self._weights
+            for p in w.parameters
+            if p.requires_grad and (wanted is None or id(p) in wanted)
+        }
+        weights = [w for w in self._weights if any(id(p) in chosen for p in w.parameters)]
+        if not weights and wanted is not None:
+            return None
+        with torch.enable_grad():
+            penalty = self._sum(weights)
+            grads = torch.autograd.grad(penalty * (self.weight * scale), list(chosen.values()))
+        with torch.no_grad():
+            for p, grad in zip(chosen.values(), grads, strict=True):
+                p.grad = grad if p.grad is None else p.grad.add_(grad)
+        return penalty.detach()
 
     @torch.no_grad()
     def residuals(self) -> dict[str, float]:
         """The unweighted penalty of every layer.
 
         Returns:
-            From the name of the parameter in the module to its penalty.
+            From the name of the parameter in the module to its penalty; the thirds of a fused
+            weight are told apart as `name[q]`, `name[k]` and `name[v]`.
         """
-        return {name: penalty.item() for name, penalty in self._penalties()}
+        return {w.name: penalty.item() for w, penalty in self._penalties(self._weights)}
 
     def extra_repr(self) -> str:
         """The settings, as they stand in the module's printed form."""
-        return f"kind={self.kind!r}, weight={self.weight}, layers={len(self._layers)}"
+        return f"kind={self.kind!r}, weight={self.weight}, layers={len(self._weights)}"
 
-    def _penalties(self) -> Iterator[tuple[str, Tensor]]:
-        for name, layer in self._layers:
-            # Asked at every call: training scripts freeze, thaw and replace parameters.
-            if _is_trainable(layer):
-                groups = getattr(layer, "groups", 1)
-                transposed = isinstance(layer, _TRANSPOSED)
-                yield name, orthogonality_penalty(_weight(layer), self.kind, groups, transposed)
+    def _sum(self, weights: list[LayerWeight]) -> Tensor:
+        penalties = [penalty for _, penalty in self._penalties(weights)]
+        if not penalties:
+            raise ValueError("module must have a weight that requires a gradient, all are frozen")
+        device = penalties[0].device
+        return torch.stack([penalty.to(device) for penalty in penalties]).sum()
 
-
-def _is_trainable(layer: Any) -> bool:
-    if is_parametrized(layer, "weight"):
-        return any(p.requires_grad for p in layer.parametrizations["weight"].parameters())
-    return bool(layer.weight.requires_grad)
-
-
-def _weight(layer: Any) -> Tensor:
-    # A parametrized weight is computed on access, which autocast would do in a half type.
-    with torch.autocast(next(layer.parameters()).device.type, enabled=False):
-        weight: Tensor = layer.weight
-    return weight
-
-
-_NamedLayers = list[tuple[str, Any]]
-
-
-def _find_layers(module: nn.Module) -> _NamedLayers:
-    layers = []
-    seen: set[int] = set()
-    for prefix, layer in module.named_modules():
-        name = f"{prefix}.weight" if prefix else "weight"
-        if not isinstance(layer, _LAYERS):
-            continue
-        if is_parametrized(layer, "weight"):
-            layers.append((name, layer))
-        elif is_lazy(layer.weight):
-            raise ValueError(
-                f"module must have its shapes, but {name} is lazy: run a forward pass first"
+    def _penalties(self, weights: list[LayerWeight]) -> list[tuple[LayerWeight, Tensor]]:
+        # Asked at every call: training scripts freeze, thaw and replace parameters.
+        weights = [w for w in weights if w.is_trainable]
+        if self.kind == "srip":
+            return list(zip(weights, self._tracked(weights), strict=True))
+        return [
+            (
+                w,
+                orthogonality_penalty(
+                    w.tensor(), self.kind, w.groups, w.transposed, w.stride, w.dilation
+                ),
             )
-        elif id(layer.weight) not in seen:  # a tied weight counts once
-            seen.add(id(layer.weight))
-            layers.append((name, layer))
-    if not layers:
-        raise ValueError(
-            "module must contain a Linear, Conv or ConvTranspose layer, "
-            f"got {type(module).__name__} with none"
-        )
-    return layers
+            for w in weights
+        ]
+
+    def _tracked(self, weights: list[LayerWeight]) -> list[Tensor]:
+        matrices = [self._matrix(w, w.tensor()) for w in weights]
+        names = [f"_basis_{self._weights.index(w)}" for w in weights]
+        bases = []
+        for name, matrix in zip(names, matrices, strict=True):
+            basis = self.get_buffer(name)
+            rows = min(matrix.shape[-2:])
+            fits = basis.shape[:-2] == matrix.shape[:-2] and basis.shape[-2] == rows
+            bases.append(basis.to(matrix) if fits else initial_basis(matrix))
+        penalties, bases = tracked_spectral_penalties(matrices, bases)
+        for name, basis in zip(names, bases, strict=True):
+            setattr(self, name, basis)
+        return penalties
+
+    @staticmethod
+    def _matrix(w: LayerWeight, tensor: Tensor) -> Tensor:
+        return as_float(weight_matrix(tensor, w.groups, w.transposed))
 
 
 def _select(
-    layers: _NamedLayers, include: str | Sequence[str] | None, exclude: str | Sequence[str] | None
-) -> _NamedLayers:
-    included = _matching(layers, include, "include") if include is not None else layers
+    weights: list[LayerWeight],
+    include: str | Sequence[str] | None,
+    exclude: str | Sequence[str] | None,
+) -> list[LayerWeight]:
+    included = _matching(weights, include, "include") if include is not None else weights
     if not included:
         raise ValueError("include must hold a pattern or be None, got an empty sequence")
-    excluded = _matching(layers, exclude, "exclude") if exclude is not None else []
-    names = {name for name, _ in excluded}
-    selected = [(name, layer) for name, layer in included if name not in names]
+    excluded = _matching(weights, exclude, "exclude") if exclude is not None else []
+    selected = [w for w in included if w not in excluded]
     if not selected:
         raise ValueError("exclude must leave a weight to regularize, it leaves out all of them")
     return selected
 
 
-def _matching(layers: _NamedLayers, patterns: str | Sequence[str], argument: str) -> _NamedLayers:
-    matched: dict[str, Any] = {}
+def _matching(
+    weights: list[LayerWeight], patterns: str | Sequence[str], argument: str
+) -> list[LayerWeight]:
+    matched: set[str] = set()
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         try:
             expression = re.compile(pattern)
@@ -173,11 +235,11 @@ def _matching(layers: _NamedLayers, patterns: str | Sequence[str], argument: str
             raise ValueError(
                 f"{argument} must hold regular expressions, got {pattern!r}: {error}"
             ) from error
-        found = {name: layer for name, layer in layers if expression.search(name)}
+        found = {w.name for w in weights if expression.search(w.name)}
         if not found:
             raise ValueError(
                 f"{argument} pattern {pattern!r} matches no weight; there are: "
-                + ", ".join(name for name, _ in layers)
+                + ", ".join(w.name for w in weights)
             )
         matched |= found
-    return [(name, layer) for name, layer in layers if name in matched]
+    return [w for w in weights if w.name in matched]

@@ -1,5 +1,5 @@
 """Heads between the backbone and the loss."""
 
-from lightly_collapse.models.heads import DirectCLRHead
+from lightly_collapse.models.heads import DirectCLRHead, LinearProjectionHead
 
-__all__ = ["DirectCLRHead"]
+__all__ = ["DirectCLRHead", "LinearProjectionHead"]

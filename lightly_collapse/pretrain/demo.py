@@ -214,7 +214,15 @@ def _table(results: Sequence[DemoResult], settings: DemoSettings) -> Table:
         f"largest; mLID with {settings.ldreg_k} neighbours",
     )
     table.add_column("method", no_wrap=True)
-    for heading in ("kNN", "linear", "RankMe", "eff.\nrank", "col-\nlapsed", "mLID", "emb.\nRankMe"):
+    for heading in (
+        "kNN",
+        "linear",
+        "RankMe",
+        "eff.\nrank",
+        "col-\nlapsed",
+        "mLID",
+        "emb.\nRankMe",
+    ):
         table.add_column(heading, justify="right", no_wrap=True)
     for r in results:
         table.add_row(

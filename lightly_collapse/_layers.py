@@ -1,0 +1,170 @@
+"""Which weights a module has, and what of their layers matters to them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import is_parametrized
+
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
+_ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+_PARTS = "qkv"
+
+
+@dataclass(frozen=True)
+class LayerWeight:
+    """A weight of a layer, or a third of a fused one, looked up in the layer at every call.
+
+    Args:
+        parameter: name of the parameter in the module it was found in.
+        layer: the layer that owns it.
+        attribute: its name in the layer.
+        part: `q`, `k` or `v` of a fused weight.
+    """
+
+    parameter: str
+    layer: Any
+    attribute: str = "weight"
+    part: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The parameter's name, and which third of it."""
+        return self.parameter if self.part is None else f"{self.parameter}[{self.part}]"
+
+    @property
+    def groups(self) -> int:
+        """Number of groups of a convolution."""
+        return int(getattr(self.layer, "groups", 1))
+
+    @property
+    def transposed(self) -> bool:
+        """Whether the layer is a transposed convolution."""
+        return isinstance(self.layer, _TRANSPOSED)
+
+    @property
+    def stride(self) -> tuple[int, ...]:
+        """Stride of a convolution."""
+        return tuple(getattr(self.layer, "stride", ()))
+
+    @property
+    def dilation(self) -> tuple[int, ...]:
+        """Dilation of a convolution."""
+        return tuple(getattr(self.layer, "dilation", ()))
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """The parameters behind it: itself, or those of its parametrization."""
+        if is_parametrized(self.layer, self.attribute):
+            return list(self.layer.parametrizations[self.attribute].parameters())
+        return [getattr(self.layer, self.attribute)]
+
+    @property
+    def is_trainable(self) -> bool:
+        """Whether a gradient is wanted."""
+        return any(p.requires_grad for p in self.parameters)
+
+    @property
+    def is_fused_qkv(self) -> bool:
+        """Whether it holds queries, keys and values on top of each other."""
+        owner = self.parameter.rpartition(".weight")[0].rpartition(".")[2]
+        return self.attribute == "in_proj_weight" or (
+            isinstance(self.layer, nn.Linear) and owner in ("qkv", "in_proj")
+        )
+
+    def tensor(self) -> Tensor:
+        """The weight, whole.
+
+        Returns:
+            The weight as the layer has it now; gathered, with gradient, where it is sharded.
+
+        Raises:
+            ValueError: if it is sharded and there is no process group to gather it from.
+        """
+        # A parametrized weight is computed on access, which autocast would do in a half type.
+        with torch.autocast(self.parameters[0].device.type, enabled=False):
+            weight: Tensor = getattr(self.layer, self.attribute)
+        if hasattr(weight, "full_tensor"):  # a DTensor, without importing what not all builds have
+            if not dist.is_initialized():
+                raise ValueError(
+                    "module must have its weights whole, or a process group to gather them from: "
+                    f"{self.parameter} is sharded and torch.distributed is not initialised"
+                )
+            weight = weight.full_tensor()
+        if self.part is not None:
+            weight = weight.tensor_split(len(_PARTS))[_PARTS.index(self.part)]
+        return weight
+
+    def shape_like(self) -> Tensor:
+        """A tensor of the weight's full shape, type and device without its values."""
+        weight = getattr(self.layer, self.attribute)
+        rows = weight.shape[0] if self.part is None else weight.shape[0] // len(_PARTS)
+        size = (rows, *weight.shape[1:])
+        return torch.empty(size, dtype=weight.dtype, device=weight.device)
+
+    def split(self) -> "list[LayerWeight]":
+        """Queries, keys and values apart.
+
+        Raises:
+            ValueError: if the number of rows does not divide by three.
+        """
+        rows = getattr(self.layer, self.attribute).shape[0]
+        if rows % len(_PARTS):
+            raise ValueError(
+                f"split_qkv needs as many rows for queries, keys and values, but {self.parameter} "
+                f"has {rows} rows, which do not divide by three; exclude it or do not split"
+            )
+        return [LayerWeight(self.parameter, self.layer, self.attribute, part) for part in _PARTS]
+
+
+def find_weights(module: nn.Module) -> list[LayerWeight]:
+    """The weights of all linear, convolutional and attention layers of a module; tied ones once.
+
+    Args:
+        module: any module.
+
+    Returns:
+        The weights, in the order of `module.named_modules()`.
+
+    Raises:
+        ValueError: if there is none, or one is lazy and has no shape yet.
+
+    Examples:
+        >>> [w.name for w in find_weights(nn.Sequential(nn.Linear(3, 2), nn.ReLU()))]
+        ['0.weight']
+    """
+    weights = []
+    seen: set[int] = set()
+    for prefix, layer in module.named_modules():
+        for attribute in _attributes(layer):
+            weight = LayerWeight(f"{prefix}.{attribute}" if prefix else attribute, layer, attribute)
+            if is_parametrized(layer, attribute):
+                weights.append(weight)
+                continue
+            parameter = getattr(layer, attribute)
+            if is_lazy(parameter):
+                raise ValueError(
+                    f"module must have its shapes, but {weight.name} is lazy: "
+                    "run a forward pass first"
+                )
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                weights.append(weight)
+    if not weights:
+        raise ValueError(
+            "module must contain a Linear, Conv, ConvTranspose or MultiheadAttention layer, "
+            f"got {type(module).__name__} with none"
+        )
+    return weights
+
+
+def _attributes(layer: nn.Module) -> list[str]:
+    if isinstance(layer, _LAYERS):
+        return ["weight"]
+    if isinstance(layer, nn.MultiheadAttention):
+        return [name for name in _ATTENTION_WEIGHTS if getattr(layer, name) is not None]
+    return []

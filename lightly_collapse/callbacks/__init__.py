@@ -1,0 +1,6 @@
+"""Lightning callbacks: the regularizers and measures with no change to the user's module."""
+
+from lightly_collapse.callbacks.orthogonality import OrthogonalityCallback
+from lightly_collapse.callbacks.schedule import RegularizerSchedule
+
+__all__ = ["OrthogonalityCallback", "RegularizerSchedule"]
