@@ -7,6 +7,7 @@ from lightly.loss import NTXentLoss
 from lightly.models.modules import SimCLRProjectionHead
 from torch import Tensor, nn
 
+from lightly_collapse.models import LinearProjectionHead
 from lightly_collapse.pretrain.method import Method, Step
 
 
@@ -17,7 +18,8 @@ class SimCLR(Method):
         projector: `mlp`, two layers; `none`; or a linear one: `linear`, `orthogonal`, `diagonal`,
             `low_rank`, `low_rank_diagonal`.
         hidden_dim: of the MLP; None for the width of the representation.
-        output_dim: of the MLP; None for 128. Other projectors keep the representation's width.
+        output_dim: of the projector; None for 128 with the MLP, the representation's width with a
+            linear one, and 360/2048 of that, DirectCLR's share, with one of low rank.
         temperature: of NT-Xent.
         kwargs: see `Method`.
 
@@ -41,9 +43,8 @@ class SimCLR(Method):
         elif projector == "none":
             self.head = nn.Identity()
         else:
-            from lightly_collapse.models import LinearProjectionHead
-
-            self.head = LinearProjectionHead(width, width, kind=projector)
+            low = max(1, width * 360 // 2048) if projector.startswith("low_rank") else width
+            self.head = LinearProjectionHead(width, output_dim or low, kind=projector)
         self.criterion = NTXentLoss(temperature=temperature, gather_distributed=True)
 
     def step(self, views: Sequence[Tensor]) -> Step:

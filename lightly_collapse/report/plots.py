@@ -1,0 +1,45 @@
+"""The plots of collapse: spectra on a logarithmic axis, heat maps and histograms."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from matplotlib.figure import Figure
+
+from lightly_collapse.report.figures import figure
+
+
+def log_lines(
+    lines: Mapping[str, Sequence[float]],
+    ylabel: str,
+    tolerance: float | None = None,
+    title: str | None = None,
+) -> Figure:
+    """Spectra on a logarithmic axis against their index, one line each.
+
+    Args:
+        lines: values in descending order, by label; those that are not positive are left out.
+        ylabel: what they are.
+        tolerance: where to draw a dashed line.
+        title: of the plot.
+
+    Returns:
+        The figure.
+
+    Examples:
+        >>> fig = log_lines({"backbone": [1.0, 0.1, 0.0]}, "singular value / largest", 1e-3)
+    """
+    with figure() as (fig, axes):
+        for label, values in lines.items():
+            positive = [v if v > 0 else math.nan for v in values]
+            axes.plot(range(1, len(values) + 1), positive, label=label)
+        if tolerance is not None:
+            axes.axhline(tolerance, linestyle="--", linewidth=1, color="#7f7f7f")
+        axes.set_yscale("log")
+        axes.set_xlabel("index, largest first")
+        axes.set_ylabel(ylabel)
+        axes.margins(x=0.01)
+        if title is not None:
+            axes.set_title(title)
+        if lines:
+            axes.legend()
+    return fig
