@@ -59,6 +59,43 @@ def _pretrain(arguments: argparse.Namespace) -> None:
     pretrain(arguments.words)
 
 
+def _probe(arguments: argparse.Namespace) -> None:
+    from lightly_collapse.pretrain.probe import probe  # noqa: PLC0415
+
+    probe(arguments.words)
+
+
+def _sweep_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, help="YAML file with methods, regularizers and seeds")
+    parser.add_argument(
+        "--output", type=Path, default=Path("sweep-output"), help="default: %(default)s"
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", help="instead of the file's")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="overrides",
+        metavar="KEY=VALUE",
+        help="a setting of every run, such as data.root=/images; can be repeated",
+    )
+    parser.add_argument(
+        "--minutes", type=float, help="begin no further run after as many; run again to go on"
+    )
+
+
+def _sweep(arguments: argparse.Namespace) -> None:
+    from lightly_collapse.pretrain.sweep import sweep  # noqa: PLC0415
+
+    sweep(
+        arguments.file,
+        arguments.output,
+        arguments.overrides,
+        seeds=arguments.seeds,
+        minutes=arguments.minutes,
+    )
+
+
 _Verb = tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], None]]
 _VERBS: dict[str, _Verb] = {
     "demo": (
@@ -70,6 +107,16 @@ _VERBS: dict[str, _Verb] = {
         "pretrain an encoder: method, backbone, regularizers and data from a YAML file or options",
         _words,
         _pretrain,
+    ),
+    "probe": (
+        "measure the backbone of a checkpoint: kNN, linear probe, dimensions in use",
+        _words,
+        _probe,
+    ),
+    "sweep": (
+        "pretrain methods x regularizers x seeds, resumable, and compare them on one page",
+        _sweep_arguments,
+        _sweep,
     ),
 }
 

@@ -2,6 +2,6 @@
 
 from lightly_collapse.callbacks.collapse_monitor import CollapseMonitor
 from lightly_collapse.callbacks.orthogonality import OrthogonalityCallback
-from lightly_collapse.callbacks.schedule import RegularizerSchedule, WeightSchedule
+from lightly_collapse.callbacks.schedule import RegularizerSchedule
 
-__all__ = ["CollapseMonitor", "OrthogonalityCallback", "RegularizerSchedule", "WeightSchedule"]
+__all__ = ["CollapseMonitor", "OrthogonalityCallback", "RegularizerSchedule"]

@@ -51,8 +51,10 @@ def read_checkpoint(path: _Path) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"checkpoint {path} cannot be read as plain data: {reason}") from error
+        raise ValueError(
+            f"checkpoint {path} cannot be read as plain data: it is damaged, no checkpoint, or "
+            "holds more than tensors and plain values"
+        ) from error
     if not isinstance(checkpoint, dict) or "pretrain" not in checkpoint:
         raise ValueError(f"checkpoint {path} was not written by lightly-collapse pretrain")
     return checkpoint

@@ -110,7 +110,7 @@ def pretrain(arguments: Sequence[str]) -> Trainer:
             warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
             cli = _PretrainCLI(list(words))
     except (ArgumentError, ValueError) as error:
-        raise ValueError(_explain(str(error))) from error
+        raise ValueError(explain(str(error))) from error
     cli.datamodule.seed = cli.config["seed_everything"]
     folder = check_writable_folder(cli.config["output"])
     checkpoint = _checkpoint(cli, folder)
@@ -143,8 +143,15 @@ _NOISE = re.compile(
 )
 
 
-def _explain(message: str) -> str:
-    """A parser's message without the alternatives, and with the names where one is unknown."""
+def explain(message: str) -> str:
+    """A parser's message without the alternatives, and with the names where one is unknown.
+
+    Args:
+        message: what jsonargparse says, on several lines.
+
+    Returns:
+        One line.
+    """
     message = message.replace("Does not validate against any of the Union subtypes", "")
     lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
     kept = " ".join(line for line in lines if not _NOISE.match(line))

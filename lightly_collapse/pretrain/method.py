@@ -99,8 +99,6 @@ class Method(LightningModule):
         )
         self._ldreg_from = ldreg.from_epoch if ldreg is not None else 0
         self._held_out = HeldOut()
-        if channels_last:
-            self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @abstractmethod
     def step(self, views: Sequence[Tensor]) -> Step:
@@ -208,6 +206,8 @@ class Method(LightningModule):
             )
         if stage != "fit":
             return
+        if self.channels_last:
+            self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         processes = self.trainer.world_size
         if data.train_count < data.batch_size * processes:
             raise ValueError(
