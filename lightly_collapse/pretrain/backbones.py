@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.models.vision_transformer import VisionTransformer
@@ -101,13 +100,13 @@ class _TimmBackbone(nn.Module):
         import timm  # noqa: PLC0415
 
         if not timm.is_model(name):
-            near = timm.list_models(f"*{name.split('_')[0]}*")[:5]
+            near = timm.list_models(f"*{name.split('_', maxsplit=1)[0]}*")[:5]
             raise ValueError(
                 f"backbone timm/{name} is no model of timm; "
                 + (f"there are {', '.join(near)}, ..." if near else "see timm.list_models()")
             )
         self.model = timm.create_model(name, num_classes=0)
-        self.feature_dim: int = self.model.num_features
+        self.feature_dim = int(self.model.num_features)  # type: ignore[arg-type]
 
     def forward(self, images: Tensor) -> Tensor:
         features: Tensor = self.model(images)

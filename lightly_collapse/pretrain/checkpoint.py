@@ -26,7 +26,7 @@ class WholeCheckpoints(TorchCheckpointIO):
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, buffer.getbuffer())
+        write_whole(path, buffer.getvalue())
 
     def load_checkpoint(self, path: _Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Read a checkpoint onto the CPU without running any code in it."""

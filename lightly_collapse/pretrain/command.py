@@ -1,4 +1,4 @@
-"""The `pretrain` command: LightningCLI with whole checkpoints, exact resumption and plain errors."""
+"""The `pretrain` command: LightningCLI with whole checkpoints, exact resuming, plain errors."""
 
 import re
 import warnings
@@ -14,7 +14,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import TensorBoardLogger
 
-from lightly_collapse.pretrain import data, methods
+from lightly_collapse.pretrain import methods
 from lightly_collapse.pretrain.checkpoint import WholeCheckpoints, check_checkpoint
 from lightly_collapse.pretrain.configs import split_config
 from lightly_collapse.pretrain.data import PretrainData

@@ -19,6 +19,8 @@ from lightly_collapse.pretrain.backbones import BackboneSettings, create_backbon
 from lightly_collapse.pretrain.evaluation import HeldOut
 from lightly_collapse.pretrain.settings import LDReg, OptimizerSettings, Orthogonality
 
+_BACKBONE, _OPTIMIZER, _VIEWS = BackboneSettings(), OptimizerSettings(), ViewSettings()
+
 
 class DivergedError(ValueError):
     """The loss or the weights are no longer finite."""
@@ -63,9 +65,9 @@ class Method(LightningModule):
 
     def __init__(
         self,
-        backbone: BackboneSettings = BackboneSettings(),
-        optimizer: OptimizerSettings = OptimizerSettings(),
-        views: ViewSettings = ViewSettings(),
+        backbone: BackboneSettings = _BACKBONE,
+        optimizer: OptimizerSettings = _OPTIMIZER,
+        views: ViewSettings = _VIEWS,
         orthogonality: Orthogonality | None = None,
         ldreg: LDReg | None = None,
         channels_last: bool = False,
@@ -180,7 +182,8 @@ class Method(LightningModule):
             (step.features[0].detach(), labels), batch_idx
         )
         self.log_dict(scores)
-        return loss + probe_loss
+        total: Tensor = loss + probe_loss
+        return total
 
     def validation_step(
         self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0
@@ -207,7 +210,7 @@ class Method(LightningModule):
         if stage != "fit":
             return
         if self.channels_last:
-            self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.to(memory_format=torch.channels_last)
         processes = self.trainer.world_size
         if data.train_count < data.batch_size * processes:
             raise ValueError(

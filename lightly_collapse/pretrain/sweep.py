@@ -290,9 +290,7 @@ def _report(folder: Path, results: Sequence[Mapping[str, Any]], cells: int) -> N
     if finished:
         for name, png in sweep_figures(finished).items():
             write_whole(folder / name, png)
-    write_whole(
-        folder / "report.html", sweep_page(headings, body, rows, finished, cells).encode()
-    )
+    write_whole(folder / "report.html", sweep_page(headings, body, rows, finished, cells).encode())
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for i, heading in enumerate(headings):
         table.add_column(heading.replace(" ", "\n"), justify="right" if i else "left")

@@ -79,18 +79,15 @@ def test_a_run_resumed_after_an_epoch_ends_with_the_weights_of_one_that_was_not(
     words = ["--model", *method, *SMALL, *NARROW, "--trainer.max_epochs", "3"]
     pretrain([*words, "--output", str(tmp_path / "whole")])
     stop = {"class_path": f"{__name__}.StopAfter", "init_args": {"epoch": 0}}
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         pretrain([*words, "--output", str(tmp_path / "cut"), "--trainer.callbacks", f"[{stop}]"])
     assert read_checkpoint(tmp_path / "cut/last.ckpt")["epoch"] == 0
     pretrain([*words, "--output", str(tmp_path / "cut"), "--ckpt_path", "last"])
     assert_same(weights(tmp_path / "whole/last.ckpt"), weights(tmp_path / "cut/last.ckpt"))
 
 
-class Stopped(RuntimeError):
+class StoppedError(RuntimeError):
     pass
-
-
-
 
 
 class StopAfter(Callback):
@@ -101,7 +98,7 @@ class StopAfter(Callback):
 
     def on_train_batch_end(self, trainer, *_):
         if trainer.current_epoch > self.epoch:
-            raise Stopped
+            raise StoppedError
 
 
 def test_killed_in_mid_epoch_and_resumed_gives_the_weights_of_an_unkilled_run(tmp_path):
@@ -196,7 +193,7 @@ class PoisonLast(Callback):
         (["--config"], ["--config"]),
         ([], ["model"]),
     ],
-    ids=lambda value: " ".join(value),
+    ids=" ".join,
 )
 def test_bad_input_is_one_line_and_exit_2_before_training(tmp_path, capsys, words, said):
     # Options of the method come after its name.

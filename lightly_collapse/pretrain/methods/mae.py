@@ -63,7 +63,9 @@ class MAE(Method):
             mlp_dim=4 * decoder_dim,
             out_dim=3 * vit.patch_size**2,
         )
-        self.mask_token = nn.Parameter(nn.init.normal_(vit.class_token.new_empty(1, 1, decoder_dim), std=0.02))
+        self.mask_token = nn.Parameter(
+            nn.init.normal_(vit.class_token.new_empty(1, 1, decoder_dim), std=0.02)
+        )
         self.mask_ratio = mask_ratio
         self.normalize_patches = normalize_patches
 
