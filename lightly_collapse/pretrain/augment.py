@@ -280,11 +280,13 @@ def shift_hue(x: Tensor, shift: Tensor) -> Tensor:
 def blur(x: Tensor, sigma: Tensor) -> Tensor:
     """Gaussian blur of (n, channels, height, width), every image with its own of (n,) sigmas."""
     n, channels, height, width = x.shape
+    if n == 0:
+        return x
     radius = max(1, min(height, width) // 20)
     t = torch.arange(-radius, radius + 1, device=x.device, dtype=x.dtype)
     kernel = torch.exp(-0.5 * (t / sigma[:, None]).square())
     kernel = (kernel / kernel.sum(dim=1, keepdim=True)).repeat_interleave(channels, dim=0)
-    flat = pad(x, [radius] * 4, mode="reflect").reshape(1, n * channels, -1, width + 2 * radius)
+    flat = pad(x, [radius] * 4, mode="reflect").flatten(0, 1).unsqueeze(0)
     flat = conv2d(flat, kernel[:, None, :, None], groups=n * channels)
     flat = conv2d(flat, kernel[:, None, None, :], groups=n * channels)
     return flat.view_as(x)
