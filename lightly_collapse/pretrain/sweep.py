@@ -227,6 +227,7 @@ def _run(cell: Cell, folder: Path, words: Sequence[str]) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         record |= asdict(measure_backbone(method.backbone, data, device, method.embed))
         record["epochs"] = trainer.max_epochs
+        record["jitter"] = method.views.jitter
         record["train_images"] = data.train_count
     write_whole(folder / "result.json", json.dumps(record).encode())
 

@@ -70,14 +70,20 @@ def _verdict(rows: Sequence[_Record]) -> list[str]:
         best = max(known, key=lambda row: row[name][0])
         least = min(known, key=lambda row: row[name][0])
         sentences.append(
-            f"The {what} is highest with {best['variant']} ({factor * best[name][0]:.1f}{unit}) "
-            f"and lowest with {least['variant']} ({factor * least[name][0]:.1f}{unit})."
+            f"The {what} is highest with {best['variant']} ({_with_spread(best[name], factor)}"
+            f"{unit}) and lowest with {least['variant']} ({_with_spread(least[name], factor)}"
+            f"{unit})."
         )
     if any(row["seeds"] < 2 for row in rows):
         sentences.append(
             "Some variants have one seed only: nothing says how much of their difference is chance."
         )
     return sentences
+
+
+def _with_spread(value: tuple[float, float | None], factor: float) -> str:
+    mean, spread = value
+    return f"{factor * mean:.1f}" + (f" ± {factor * spread:.1f}" if spread is not None else "")
 
 
 def _figures(results: Sequence[_Record]) -> dict[str, tuple[Figure, str]]:
@@ -93,7 +99,7 @@ def _figures(results: Sequence[_Record]) -> dict[str, tuple[Figure, str]]:
         }
 
     ylabel = "singular value / largest"
-    return {
+    drawn = {
         "spectrum.png": (
             log_lines(spectra("spectrum"), ylabel),
             "Singular values of the centred representation of held-out images, each line divided "
@@ -109,6 +115,25 @@ def _figures(results: Sequence[_Record]) -> dict[str, tuple[Figure, str]]:
             "to the last; 1 where all filters are orthogonal and of one norm.",
         ),
     }
+    if len({r["jitter"] for r in results}) > 1:
+        drawn["jitter.png"] = (
+            _against_jitter(results),
+            "mLID of the representation against the strength of the colour jitter; a point a run.",
+        )
+    return drawn
+
+
+def _against_jitter(results: Sequence[_Record]) -> Figure:
+    with figure() as (fig, axes):
+        for regularizer in dict.fromkeys(r["regularizer"] for r in results):
+            points = sorted(
+                (r["jitter"], r["mlid"]) for r in results if r["regularizer"] == regularizer
+            )
+            axes.plot(*zip(*points, strict=True), "o", label=regularizer or "no regularizer")
+        axes.set_xlabel("strength of the colour jitter")
+        axes.set_ylabel("mLID")
+        axes.legend()
+    return fig
 
 
 def _weights(first: Mapping[str, _Record]) -> Figure:

@@ -67,10 +67,10 @@ def test_crops_have_the_areas_and_shapes_that_random_resized_crop_draws():
     width, height = half[:, 0].abs(), half[:, 1]
     assert (centre.abs() + half.abs() <= 1 + 1e-6).all()
     area = width * height
-    assert 0.2 - 1e-4 <= float(area.min())
+    assert float(area.min()) >= 0.2 - 1e-4
     assert float(area.max()) <= 1
     ratio = width / height
-    assert 3 / 4 - 1e-3 <= float(ratio.min())
+    assert float(ratio.min()) >= 3 / 4 - 1e-3
     assert float(ratio.max()) <= 4 / 3 + 1e-3
     assert float((half[:, 0] < 0).float().mean()) == pytest.approx(0.5, abs=0.02)
     # Rejection as in torchvision, whose boxes are drawn here for comparison.

@@ -18,8 +18,9 @@ class SimCLR(Method):
         projector: `mlp`, two layers; `none`; or a linear one: `linear`, `orthogonal`, `diagonal`,
             `low_rank`, `low_rank_diagonal`.
         hidden_dim: of the MLP; None for the width of the representation.
-        output_dim: of the projector; None for 128 with the MLP, the representation's width with a
-            linear one, and 360/2048 of that, DirectCLR's share, with one of low rank.
+        output_dim: of the projector; None for 128 (or hidden_dim, where that is less) with the MLP,
+            the representation's width with a linear one, and 360/2048 of that, DirectCLR's share,
+            with one of low rank.
         temperature: of NT-Xent.
         kwargs: see `Method`.
 
@@ -39,7 +40,9 @@ class SimCLR(Method):
         super().__init__(**kwargs)
         width = self.feature_dim
         if projector == "mlp":
-            self.head = SimCLRProjectionHead(width, hidden_dim or width, output_dim or 128)
+            hidden = hidden_dim or width
+            # Its last layer is linear: more outputs than inputs would be collapsed from the start.
+            self.head = SimCLRProjectionHead(width, hidden, output_dim or min(128, hidden))
         elif projector == "none":
             self.head = nn.Identity()
         else:

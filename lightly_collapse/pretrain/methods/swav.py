@@ -52,4 +52,5 @@ class SwAV(Method):
         self.prototypes.normalize()
         features = [self.encode(view) for view in views]
         scores = [self.prototypes(self.embed(r)) for r in features]
-        return Step(self.criterion(scores[:2], scores[2:]), (features[0], features[1]))
+        loss = self.criterion(scores[:2], scores[2:]).reshape(())
+        return Step(loss, (features[0], features[1]))
