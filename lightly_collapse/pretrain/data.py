@@ -127,8 +127,13 @@ class PretrainData(LightningDataModule):
             self.seed,
             lambda: trainer.fit_loop.epoch_progress.current.processed,
             batch_size=self.batch_size,
+            # The sampler adds its seed and the epoch: of neighbouring seeds that gave the same orders.
             sampler=DistributedSampler(
-                dataset, trainer.world_size, trainer.global_rank, seed=self.seed, drop_last=True
+                dataset,
+                trainer.world_size,
+                trainer.global_rank,
+                seed=_mixed(self.seed),
+                drop_last=True,
             ),
             drop_last=True,
             num_workers=self.num_workers,

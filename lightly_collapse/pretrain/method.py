@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from lightly.utils.benchmarking import OnlineLinearClassifier
-from lightly.utils.scheduler import CosineWarmupScheduler, cosine_schedule
+from lightly.utils.scheduler import cosine_schedule, cosine_warmup_schedule
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
@@ -243,8 +243,13 @@ class Method(LightningModule):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         batch = data.batch_size * trainer.world_size * trainer.accumulate_grad_batches
         optimizer = self.optimizer.build(self.trained(), self.probe, batch)
-        scheduler = CosineWarmupScheduler(
-            optimizer, warmup, steps, end_value=self.optimizer.final_share
+        # Not Lightly's CosineWarmupScheduler: that one restores its length from a checkpoint, and a
+        # run resumed with more epochs would train them with the learning rate of the end.
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer,
+            lambda step: cosine_warmup_schedule(
+                min(step, steps), steps, 1.0, self.optimizer.final_share, warmup, 0.0
+            ),
         )
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
 

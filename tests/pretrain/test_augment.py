@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torchvision.transforms.v2 import functional as F
+from torchvision.transforms.v2 import functional as transforms
 
 from lightly_collapse.pretrain import augment
 from lightly_collapse.pretrain.augment import DeviceViews, ViewSettings, worker_views
@@ -18,10 +18,10 @@ def images():
 @pytest.mark.parametrize(
     ("ours", "theirs", "values"),
     [
-        (augment.scale_brightness, F.adjust_brightness, [0.2, 0.7, 1.0, 1.3, 1.8, 0.0]),
-        (augment.scale_contrast, F.adjust_contrast, [0.2, 0.7, 1.0, 1.3, 1.8, 0.0]),
-        (augment.scale_saturation, F.adjust_saturation, [0.2, 0.7, 1.0, 1.3, 1.8, 0.0]),
-        (augment.shift_hue, F.adjust_hue, [-0.5, -0.2, -0.05, 0.0, 0.1, 0.4]),
+        (augment.scale_brightness, transforms.adjust_brightness, [0.2, 0.7, 1.0, 1.3, 1.8, 0.0]),
+        (augment.scale_contrast, transforms.adjust_contrast, [0.2, 0.7, 1.0, 1.3, 1.8, 0.0]),
+        (augment.scale_saturation, transforms.adjust_saturation, [0.2, 0.7, 1.0, 1.3, 1.8, 0.0]),
+        (augment.shift_hue, transforms.adjust_hue, [-0.5, -0.2, -0.05, 0.0, 0.1, 0.4]),
     ],
     ids=["brightness", "contrast", "saturation", "hue"],
 )
@@ -33,14 +33,14 @@ def test_every_image_gets_its_own_change_of_colour(images, ours, theirs, values)
 
 
 def test_grayscale_is_torchvisions(images):
-    expected = F.rgb_to_grayscale(images)
+    expected = transforms.rgb_to_grayscale(images)
     torch.testing.assert_close(augment.grayscale(images), expected, atol=1e-4, rtol=0)
 
 
 def test_blur_is_torchvisions(images):
     sigmas = [0.1, 0.5, 1.0, 1.5, 1.9, 2.0]
     expected = torch.stack(
-        [F.gaussian_blur(x, [3, 3], [s, s]) for x, s in zip(images, sigmas, strict=True)]
+        [transforms.gaussian_blur(x, [3, 3], [s, s]) for x, s in zip(images, sigmas, strict=True)]
     )
     torch.testing.assert_close(
         augment.blur(images, torch.tensor(sigmas)), expected, atol=1e-5, rtol=0
@@ -54,7 +54,7 @@ def test_a_crop_of_whole_pixels_is_torchvisions_resized_crop():
     half = torch.tensor([[w / 16, h / 16] for _, _, h, w in boxes])
     ours = augment.crop_and_flip(images, centre, half, 24)
     for image, view, (y, x, h, w) in zip(images, ours, boxes, strict=True):
-        expected = F.resized_crop(image, y, x, h, w, [24, 24], antialias=False)
+        expected = transforms.resized_crop(image, y, x, h, w, [24, 24], antialias=False)
         # At the crop's rim torchvision repeats its last pixel, ours sees the image beyond.
         torch.testing.assert_close(view[:, 4:-4, 4:-4], expected[:, 4:-4, 4:-4], atol=1e-5, rtol=0)
     mirrored = augment.crop_and_flip(images, centre, half * torch.tensor([-1, 1]), 24)

@@ -248,3 +248,12 @@ def test_print_config_prints_the_resolved_configuration(tmp_path, capsys):
     assert stop.value.code == 0
     config = yaml.safe_load(capsys.readouterr().out)
     assert config["model"]["init_args"]["backbone"]["width"] == 4
+
+
+def test_a_run_resumed_with_more_epochs_follows_the_longer_schedule(tmp_path):
+    pretrain(simclr(tmp_path, 1))
+    before = weights(tmp_path / "last.ckpt")
+    trainer = pretrain(simclr(tmp_path, 3, "--ckpt_path", "last"))
+    assert trainer.global_step == 6
+    after = weights(tmp_path / "last.ckpt")
+    assert not torch.equal(before["backbone.conv1.weight"], after["backbone.conv1.weight"])
