@@ -15,7 +15,7 @@ _ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_pro
 _PARTS = "qkv"
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class LayerWeight:
     """A weight of a layer, or a third of a fused one, looked up in the layer at every call.
 
@@ -98,13 +98,6 @@ class LayerWeight:
         if self.part is not None:
             weight = weight.tensor_split(len(_PARTS))[_PARTS.index(self.part)]
         return weight
-
-    def shape_like(self) -> Tensor:
-        """A tensor of the weight's full shape, type and device without its values."""
-        weight = getattr(self.layer, self.attribute)
-        rows = weight.shape[0] if self.part is None else weight.shape[0] // len(_PARTS)
-        size = (rows, *weight.shape[1:])
-        return torch.empty(size, dtype=weight.dtype, device=weight.device)
 
     def split(self) -> "list[LayerWeight]":
         """Queries, keys and values apart.

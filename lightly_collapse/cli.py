@@ -96,6 +96,107 @@ def _sweep(arguments: argparse.Namespace) -> None:
     )
 
 
+def _predict_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", required=True, help="a folder of images, or `digits`")
+    parser.add_argument(
+        "--transform",
+        default="simclr",
+        help="Lightly's for simclr, byol, moco, simsiam, vicreg or dino (default: %(default)s)",
+    )
+    parser.add_argument("--size", type=int, default=32, help="of a view, default: %(default)s")
+    parser.add_argument("--images", type=int, default=1000, help="default: %(default)s")
+    parser.add_argument("--views", type=int, default=8, help="of each, default: %(default)s")
+    parser.add_argument(
+        "--pool",
+        type=int,
+        default=8,
+        help="features are pixels averaged to POOL x POOL (default: %(default)s)",
+    )
+    parser.add_argument("--width", type=int, help="of the embedding (default: that of features)")
+    parser.add_argument("--weight-decay", type=float, default=0.0, help="in the landscape's units")
+    parser.add_argument("--rtol", type=float, default=1e-2, help="default: %(default)s")
+    parser.add_argument(
+        "--training-steps",
+        type=int,
+        default=0,
+        help="also predict the spectrum after so many SGD steps of InfoNCE",
+    )
+    parser.add_argument(
+        "--learning-rate", type=float, default=1e-3, help="of those, default: %(default)s"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("collapse-prediction"),
+        help="folder for report.html, spectrum.png and prediction.json (default: %(default)s)",
+    )
+
+
+def _predict(arguments: argparse.Namespace) -> None:
+    from lightly_collapse.report.predict import predict  # noqa: PLC0415
+
+    predict(
+        arguments.data,
+        arguments.transform,
+        size=arguments.size,
+        output=arguments.output,
+        training_steps=arguments.training_steps,
+        learning_rate=arguments.learning_rate,
+        n_images=arguments.images,
+        n_views=arguments.views,
+        pool=arguments.pool,
+        width=arguments.width,
+        weight_decay=arguments.weight_decay,
+        rtol=arguments.rtol,
+        seed=arguments.seed,
+    )
+
+
+def _export_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, help="of Lightning, Lightly or torch.save"
+    )
+    parser.add_argument(
+        "--output", type=Path, required=True, help="file to write, .pkl or .pth; a .yaml beside it"
+    )
+    parser.add_argument(
+        "--to",
+        choices=("detectron2", "torchvision"),
+        default="detectron2",
+        help="detectron2's names and configuration, or a plain state dict (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--prefix", help="what stands before the backbone's names, where several ResNets are there"
+    )
+    for name, what in (("mean", "mean"), ("std", "standard deviation")):
+        parser.add_argument(
+            f"--pixel-{name}",
+            type=float,
+            nargs=3,
+            metavar=("R", "G", "B"),
+            help=f"{what} of pretraining's Normalize, on the 0..1 scale (default: ImageNet's)",
+        )
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from lightly_collapse.export import to_detectron2, to_torchvision  # noqa: PLC0415
+
+    if arguments.to == "torchvision":
+        if arguments.pixel_mean or arguments.pixel_std:
+            raise ValueError("--pixel-mean, --pixel-std: a plain state dict has no place for them")
+        export = to_torchvision(arguments.checkpoint, arguments.output, arguments.prefix)
+    else:
+        export = to_detectron2(
+            arguments.checkpoint,
+            arguments.output,
+            pixel_mean=arguments.pixel_mean,
+            pixel_std=arguments.pixel_std,
+            prefix=arguments.prefix,
+        )
+    print(export.summary())
+
+
 _Verb = tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], None]]
 _VERBS: dict[str, _Verb] = {
     "demo": (
@@ -117,6 +218,16 @@ _VERBS: dict[str, _Verb] = {
         "pretrain methods x regularizers x seeds, resumable, and compare them on one page",
         _sweep_arguments,
         _sweep,
+    ),
+    "predict": (
+        "predict from images and augmentations which dimensions will collapse, before training",
+        _predict_arguments,
+        _predict,
+    ),
+    "export": (
+        "write a checkpoint's ResNet for detectron2, with the configuration that fits it",
+        _export_arguments,
+        _export,
     ),
 }
 

@@ -14,6 +14,8 @@ def as_float(x: Tensor) -> Tensor:
 def check_rows(x: Tensor, name: str, minimum: int = 1) -> Tensor:
     """Return `x` as a floating-point matrix of at least `minimum` finite rows, or raise.
 
+    Within torch.compile its entries are not looked at: that would break the graph.
+
     Raises:
         ValueError: if `x` is not 2-D, has too few rows or no column, or holds NaN or inf.
     """
@@ -23,9 +25,19 @@ def check_rows(x: Tensor, name: str, minimum: int = 1) -> Tensor:
         raise ValueError(
             f"{name} must have at least {minimum} row(s) and one column, got shape {tuple(x.shape)}"
         )
+    if not torch.compiler.is_compiling():
+        check_finite(x, name)
+    return as_float(x)
+
+
+def check_finite(x: Tensor, name: str) -> None:
+    """Raise unless all entries are finite.
+
+    Raises:
+        ValueError: if `x` holds NaN or inf.
+    """
     if not x.isfinite().all():
         raise ValueError(f"{name} must be finite, got {_count_nonfinite(x)} NaN or inf entries")
-    return as_float(x)
 
 
 def _count_nonfinite(x: Tensor) -> int:

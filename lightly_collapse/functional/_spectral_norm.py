@@ -6,29 +6,43 @@ from torch.library import custom_op
 
 _PER_END = 2  # vectors followed at either end of the spectrum, so that one may overtake another
 _COLUMNS = 2 * _PER_END + 4  # and of the outermost two the residuals and the last directions
+_WHOLE = 32  # sides up to which the basis is that of the whole space, and the norm exact
 # Residuals, relative to the spectrum. A value is off by about the square of its vector's residual.
-_REPLACED = 0.5  # above: not the weight of the last call; seek to _FOUND
+_REPLACED = 0.3  # above: not the weight of the last call; seek to _FOUND
 _FOUND = 1e-3
 _LOST = 0.1  # above: it moves too fast for one step a call; take more
 _ITERATIONS = 300
 
 
 def initial_basis(w: Tensor) -> Tensor:
-    """A basis to start `track` from, the same for the same shape.
+    """The basis that stands for none yet.
 
     Args:
         w: (..., filters, fan_in) weight matrices.
 
     Returns:
-        (..., r, min(8, r)) with r = min(filters, fan_in).
+        (..., r, 0) with r = min(filters, fan_in).
     """
-    r = min(w.shape[-2:])
+    return w.new_empty(*w.shape[:-2], min(w.shape[-2:]), 0)
+
+
+def _columns(r: int) -> int:
+    return r if r <= _WHOLE else _COLUMNS
+
+
+def _random_basis(w: Tensor) -> Tensor:
+    """The same for the same shape, on all devices and processes."""
+    r = w.shape[-2]
     generator = torch.Generator().manual_seed(r)
-    basis = torch.randn(*w.shape[:-2], r, min(_COLUMNS, r), generator=generator)
-    return basis.to(w)
+    return torch.randn(*w.shape[:-2], r, _columns(r), generator=generator).to(w)
 
 
-@custom_op("lightly_collapse::track_spectral_norm", mutates_args=())
+# An operator of its own: how many steps it takes is no business of a compiler's graph.
+@custom_op(
+    "lightly_collapse::track_spectral_norm",
+    mutates_args=(),
+    schema="(Tensor[] weights, Tensor[] bases) -> (Tensor[], Tensor[], Tensor[])",
+)
 def track(
     weights: list[Tensor], bases: list[Tensor]
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
@@ -48,11 +62,15 @@ def track(
         largest, the product W^T u, (..., R, 1), and the basis for the next call.
     """
     rows = [w if w.shape[-2] <= w.shape[-1] else w.mT for w in weights]
-    found = [_step(w, basis) for w, basis in zip(rows, bases, strict=True)]
+    first = [basis.shape[-1] == 0 for basis in bases]
+    found = [
+        _step(w, _random_basis(w) if new else basis)
+        for w, basis, new in zip(rows, bases, first, strict=True)
+    ]
     # One question to the device, not one a layer.
     residuals = torch.stack([residual.to(found[0][3]) for *_, residual in found])
     for i, residual in enumerate(residuals.tolist()):
-        goal = _FOUND if residual > _REPLACED else _LOST
+        goal = _FOUND if first[i] or residual > _REPLACED else _LOST
         for _ in range(_ITERATIONS):
             if found[i][3] <= goal:
                 break
@@ -68,7 +86,11 @@ def _(
     sides = [(*w.shape[:-2], *sorted(w.shape[-2:])) for w in weights]
     u = [w.new_empty(*s[:-1], 1) for w, s in zip(weights, sides, strict=True)]
     y = [w.new_empty(*s[:-2], s[-1], 1) for w, s in zip(weights, sides, strict=True)]
-    return u, y, [torch.empty_like(basis) for basis in bases]
+    return (
+        u,
+        y,
+        [w.new_empty(*s[:-1], _columns(s[-2])) for w, s in zip(weights, sides, strict=True)],
+    )
 
 
 def _step(w: Tensor, basis: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -4,9 +4,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.library import custom_op
 
-from lightly_collapse.functional._check import as_float
+from lightly_collapse.functional._check import as_float, check_finite
 
 _PRODUCT_BYTES = 64 * 2**20
 _GATHER_BYTES = 4 * 2**20  # what is gathered is read again at once: let it stay in the cache
@@ -215,19 +215,44 @@ def neighbor_distances(
     return distances
 
 
+# An operator of its own: how many queries need a second pass is no business of a compiler's graph.
+@custom_op(
+    "lightly_collapse::nearest_neighbors",
+    mutates_args=(),
+    schema="(Tensor x, Tensor reference, int k, Tensor? exclude, bool check) -> (Tensor, Tensor)",
+)
+def _search(
+    x: Tensor, reference: Tensor, k: int, exclude: Tensor | None, check: bool
+) -> tuple[Tensor, Tensor]:
+    if check:
+        check_finite(x, "x")
+        check_finite(reference, "reference")
+    return nearest_neighbors(x, reference, k, exclude)
+
+
+@_search.register_fake
+def _(
+    x: Tensor, reference: Tensor, k: int, exclude: Tensor | None, check: bool
+) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape[0], k), x.new_empty(x.shape[0], k, dtype=torch.int64)
+
+
 class _NeighborDistances(torch.autograd.Function):
     """d r_ij / d x_i = (x_i - y_j) / r_ij, summed over j by one weighted bag of neighbour rows."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, reference: Tensor, k: int, exclude: Tensor | None) -> Tensor:
-        distances, rows = nearest_neighbors(x, reference, k, exclude)
+        # Within a compiled graph nobody has looked at the entries yet.
+        distances, rows = _search(x, reference, k, exclude, torch.compiler.is_compiling())
         ctx.save_for_backward(x, reference, distances, rows)
         return distances
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         x, reference, distances, rows = ctx.saved_tensors
+        if torch.is_grad_enabled():  # the gradient is to be differentiated: so must these be
+            squares = (x[:, None] - reference[rows]).square().sum(dim=2)
+            distances = torch.where(distances > 0, squares, 1).sqrt() * (distances > 0)
         # x_i sum_j w_ij - sum_j w_ij y_j is taken about the mean point and in units of the spread:
         # where distances are small beside the mean, the two terms would cancel.
         mean, scale = _location_and_scale(reference)
@@ -235,5 +260,5 @@ class _NeighborDistances(torch.autograd.Function):
         pulled = torch.nn.functional.embedding_bag(
             rows, (reference - mean) / scale, per_sample_weights=weights, mode="sum"
         )
-        pull = (x - mean) / scale * weights.sum(dim=1, keepdim=True) - pulled
+        pull: Tensor = (x - mean) / scale * weights.sum(dim=1, keepdim=True) - pulled
         return pull, None, None, None

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from lightly_collapse.functional import _convolution
 from lightly_collapse.functional._check import as_float
@@ -162,16 +161,32 @@ class _RayleighQuotient(torch.autograd.Function):
     def forward(ctx: Any, w: Tensor, u: Tensor, y: Tensor) -> Tensor:
         square = u.square().sum(dim=-2, keepdim=True)
         quotient = y.square().sum(dim=-2, keepdim=True) / square - 1
-        ctx.save_for_backward(2 * quotient.sign() / square * u, y)
-        ctx.tall = w.shape[-2] > w.shape[-1]
+        ctx.save_for_backward(w, 2 * quotient.sign() / square * u, y)
         return quotient.abs().sum()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        u, y = ctx.saved_tensors
+        w, u, y = ctx.saved_tensors
         u = grad * u
-        return (y @ u.mT if ctx.tall else u @ y.mT), None, None
+        gradient = u @ y.mT if w.shape[-2] <= w.shape[-1] else y @ u.mT
+        if torch.is_grad_enabled():
+            gradient = _OnlyOnce.apply(gradient, w)
+        return gradient, None, None
+
+
+class _OnlyOnce(torch.autograd.Function):
+    """A gradient that would be taken for a constant, were it differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, w: Tensor) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, None]:
+        raise RuntimeError(
+            "the gradient of a tracked srip penalty cannot be differentiated: its vectors are "
+            "constants; use lightly_collapse.functional.orthogonality_penalty(w, 'srip')"
+        )
 
 
 class _ClosedForm(torch.autograd.Function):

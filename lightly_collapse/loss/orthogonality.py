@@ -91,9 +91,8 @@ class OrthogonalityRegularizer(nn.Module):
         for w in found:
             self._weights.extend(w.split() if split_qkv and w.is_fused_qkv else [w])
         if kind == "srip":
-            for i, w in enumerate(self._weights):
-                basis = initial_basis(self._matrix(w, w.shape_like()))
-                self.register_buffer(f"_basis_{i}", basis, persistent=False)
+            for i in range(len(self._weights)):
+                self.register_buffer(f"_basis_{i}", torch.empty(0), persistent=False)
 
     def forward(self) -> Tensor:
         """Compute the weighted penalty.
@@ -191,22 +190,17 @@ class OrthogonalityRegularizer(nn.Module):
         ]
 
     def _tracked(self, weights: list[LayerWeight]) -> list[Tensor]:
-        matrices = [self._matrix(w, w.tensor()) for w in weights]
-        names = [f"_basis_{self._weights.index(w)}" for w in weights]
+        names = [f"_basis_{i}" for i, w in enumerate(self._weights) if w in weights]
+        matrices = [as_float(weight_matrix(w.tensor(), w.groups, w.transposed)) for w in weights]
         bases = []
         for name, matrix in zip(names, matrices, strict=True):
-            basis = self.get_buffer(name)
-            rows = min(matrix.shape[-2:])
-            fits = basis.shape[:-2] == matrix.shape[:-2] and basis.shape[-2] == rows
-            bases.append(basis.to(matrix) if fits else initial_basis(matrix))
+            basis, new = self.get_buffer(name), initial_basis(matrix)
+            fits = basis.shape[:-1] == new.shape[:-1]  # or it is the first call, or another layer
+            bases.append(basis.to(matrix) if fits else new)
         penalties, bases = tracked_spectral_penalties(matrices, bases)
         for name, basis in zip(names, bases, strict=True):
             setattr(self, name, basis)
         return penalties
-
-    @staticmethod
-    def _matrix(w: LayerWeight, tensor: Tensor) -> Tensor:
-        return as_float(weight_matrix(tensor, w.groups, w.transposed))
 
 
 def _select(

@@ -1,0 +1,222 @@
+"""The callback gives the gradient of the Module, whatever stands around the optimizer."""
+
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.plugins import MixedPrecision
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightly_collapse.callbacks import OrthogonalityCallback, RegularizerSchedule
+from lightly_collapse.loss import LDRegularizer, OrthogonalityRegularizer
+
+KINDS = ("so", "dso", "mc", "srip", "conv")
+WEIGHT = 0.03
+
+
+class Model(pl.LightningModule):
+    """A user's module; with `kind` the penalty is added to its loss, the first door."""
+
+    def __init__(self, kind: str | None = None, optimizers: int = 1, manual: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.backbone = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(96, 5))
+        self.head = nn.Linear(5, 3)
+        self.regularizer = kind and OrthogonalityRegularizer(self.backbone, kind, WEIGHT)
+        self.optimizers_wanted = optimizers
+        self.automatic_optimization = not manual
+        self.options: dict[str, Any] = {}
+        self.gradients: list[list[Tensor]] = []
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        (x,) = batch
+        loss = self.head(self.backbone(x)).square().mean()
+        if self.regularizer:
+            loss = loss + self.regularizer()
+        if not self.automatic_optimization:
+            optimizers = self.optimizers()
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            self.manual_backward(loss)
+            for optimizer in optimizers:
+                optimizer.step()
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        if self.optimizers_wanted == 1:
+            return torch.optim.SGD(self.parameters(), 0.05, **self.options)
+        return [
+            torch.optim.SGD(self.backbone[0].parameters(), 0.05),
+            torch.optim.SGD([*self.backbone[3].parameters(), *self.head.parameters()], 0.05),
+        ]
+
+
+def fit(model: Model, *callbacks: pl.Callback, **options: Any) -> pl.Trainer:
+    x = torch.randn(16, 1, 6, 6, generator=torch.Generator().manual_seed(1))
+    trainer = pl.Trainer(
+        **{"max_epochs": 2, "logger": False, "enable_checkpointing": False, **options},
+        accelerator="cpu",
+        devices=1,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=list(callbacks),
+    )
+    trainer.fit(model, DataLoader(TensorDataset(x), batch_size=4))
+    return trainer
+
+
+def assert_same(ours: Model, theirs: Model) -> None:
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore")
+class TestSameTraining:
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_as_the_module(self, kind: str) -> None:
+        ours, theirs, without = Model(), Model(kind), Model()
+        fit(ours, OrthogonalityCallback(kind, WEIGHT))
+        fit(theirs)
+        fit(without)
+        assert_same(ours, theirs)
+        assert not torch.allclose(ours.backbone[0].weight, without.backbone[0].weight, atol=1e-4)
+
+    def test_under_gradient_accumulation(self) -> None:
+        ours, theirs = Model(), Model("so")
+        fit(ours, OrthogonalityCallback("so", WEIGHT), accumulate_grad_batches=2)
+        fit(theirs, accumulate_grad_batches=2)
+        assert_same(ours, theirs)
+
+    def test_before_clipping(self) -> None:
+        ours, theirs = Model(), Model("so")
+        fit(ours, OrthogonalityCallback("so", WEIGHT), gradient_clip_val=0.1)
+        fit(theirs, gradient_clip_val=0.1)
+        assert_same(ours, theirs)
+
+    def test_with_several_optimizers(self) -> None:
+        ours, theirs = (Model(kind, optimizers=2, manual=True) for kind in (None, "so"))
+        fit(ours, OrthogonalityCallback("so", WEIGHT))
+        fit(theirs)
+        assert_same(ours, theirs)
+
+    def test_after_unscaling(self) -> None:
+        ours, theirs = Model(), Model("so")
+        for model, callbacks in ((ours, [OrthogonalityCallback("so", WEIGHT)]), (theirs, [])):
+            scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+            plugin = MixedPrecision("16-mixed", "cpu", scaler)
+            fit(model, *callbacks, plugins=[plugin])
+        for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)  # of float16 activations
+
+    def test_with_an_optimizer_that_unscales(self) -> None:
+        ours, theirs = Model(), Model("so")
+        for model, callbacks in ((ours, [OrthogonalityCallback("so", WEIGHT)]), (theirs, [])):
+            model.options = {"fused": True}
+            scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+            plugin = MixedPrecision("16-mixed", "cpu", scaler)
+            fit(model, *callbacks, plugins=[plugin])
+        for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+    def test_under_bfloat16(self) -> None:
+        ours, theirs = Model(), Model("so")
+        fit(ours, OrthogonalityCallback("so", WEIGHT), precision="bf16-mixed")
+        fit(theirs, precision="bf16-mixed")
+        for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+    def test_with_a_warm_up(self) -> None:
+        late, without = Model(), Model()
+        fit(late, OrthogonalityCallback("so", WEIGHT, warmup_epochs=2))
+        fit(without)
+        assert_same(late, without)
+        scheduled, theirs = Model(), Model("so")
+        halved = OrthogonalityCallback("so", WEIGHT, schedule=lambda epoch: 0.5**epoch)
+        fit(scheduled, halved)
+        theirs_schedule = RegularizerSchedule("regularizer", schedule=lambda epoch: 0.5**epoch)
+        fit(theirs, theirs_schedule)
+        assert_same(scheduled, theirs)
+        assert theirs.regularizer is not None
+        assert theirs.regularizer.weight == WEIGHT
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_logs_the_penalty(tmp_path: Any) -> None:
+    model = Model()
+    expected = sum(OrthogonalityRegularizer(model.backbone).residuals().values())
+    trainer = fit(
+        model,
+        OrthogonalityCallback("so", WEIGHT),
+        max_epochs=1,
+        limit_train_batches=1,
+        log_every_n_steps=1,
+        logger=CSVLogger(str(tmp_path)),
+    )
+    assert trainer.logged_metrics["orthogonality/backbone"].item() == pytest.approx(expected)
+
+
+@pytest.mark.filterwarnings("ignore")
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("target", "message"),
+        [
+            ("encoder", r"^target 'encoder' is no module of Model; there are: backbone, head$"),
+            ("backbone.7", r"there are: backbone\.0, backbone\.1, backbone\.2, backbone\.3$"),
+            ("backbone.0.conv", r"backbone\.0 has no submodules$"),
+        ],
+    )
+    def test_target(self, target: str, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            fit(Model(), OrthogonalityCallback(target=target))
+
+    def test_only_frozen_weights(self) -> None:
+        model = Model()
+        model.backbone.requires_grad_(False)
+        with pytest.raises(ValueError, match="got only frozen ones"):
+            fit(model, OrthogonalityCallback())
+
+    def test_settings(self) -> None:
+        with pytest.raises(ValueError, match=r"^kind must be one of"):
+            fit(Model(), OrthogonalityCallback(kind="hard"))
+        with pytest.raises(ValueError, match=r"^warmup_epochs must not be negative, got -1"):
+            OrthogonalityCallback(warmup_epochs=-1)
+        with pytest.raises(ValueError, match=r"^schedule must give finite factors.*got -1\.0"):
+            fit(Model(), OrthogonalityCallback(schedule=lambda _: -1))
+
+    def test_schedule_of_what_has_no_number_for_a_weight(self) -> None:
+        with pytest.raises(ValueError, match=r"^target 'head' must be a regularizer .* got Linear"):
+            fit(Model(), RegularizerSchedule("head"))
+
+
+class WithLDReg(Model):
+    def __init__(self) -> None:
+        super().__init__()
+        self.ldreg = LDRegularizer(weight=0.5, k=2)
+        self.weights: list[float] = []
+        self.fail = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        (x,) = batch
+        if self.fail and self.current_epoch:
+            raise RuntimeError("out of memory")
+        z = self.backbone(x)
+        self.weights.append(self.ldreg.weight)
+        return self.head(z).square().mean() + self.ldreg(z)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("fail", [False, True])
+def test_published_warm_up_of_ldreg(fail: bool) -> None:
+    model = WithLDReg()
+    model.fail = fail
+    schedule = RegularizerSchedule("ldreg", warmup_epochs=1)
+    if fail:
+        with pytest.raises(RuntimeError, match="out of memory"):
+            fit(model, schedule)
+    else:
+        fit(model, schedule)
+    assert model.weights == ([0.0] * 4 if fail else [0.0] * 4 + [0.5] * 4)
+    assert model.ldreg.weight == 0.5  # its own again, after an error too
