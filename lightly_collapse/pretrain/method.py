@@ -153,10 +153,8 @@ class Method(LightningModule):
 
     def momentum(self, start: float) -> float:
         """The momentum of a momentum encoder at this step, on a cosine from `start` to 1."""
-        value: float = cosine_schedule(
-            self.global_step, max(1, int(self.trainer.estimated_stepping_batches)), start, 1.0
-        )
-        return value
+        steps = max(1, int(self.trainer.estimated_stepping_batches))
+        return float(cosine_schedule(self.global_step, steps, start, 1.0))
 
     def training_step(self, batch: tuple[Sequence[Tensor], Tensor], batch_idx: int) -> Tensor:
         """The loss of one batch, with regularizers and the online probe's."""
@@ -247,8 +245,11 @@ class Method(LightningModule):
         # run resumed with more epochs would train them with the learning rate of the end.
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer,
-            lambda step: cosine_warmup_schedule(
-                min(step, steps), steps, 1.0, self.optimizer.final_share, warmup, 0.0
+            # A plain number: older versions of Lightly give numpy's, which no checkpoint may hold.
+            lambda step: float(
+                cosine_warmup_schedule(
+                    min(step, steps), steps, 1.0, self.optimizer.final_share, warmup, 0.0
+                )
             ),
         )
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
