@@ -56,9 +56,10 @@ def test_small_images_keep_pixels_and_labels(folder):
     assert images[:, :, 15, 15].tolist() == [[40 * i, 10, 200] for i in (0, 3, 1, 4, 2, 5)]
     assert (data.num_classes, data.train_count, len(held_out.dataset)) == (3, 6, 3)
     colours, _ = data.on_after_batch_transfer((images, labels), 0)
-    back = colours * torch.tensor(data.colours[1])[:, None, None] + torch.tensor(data.colours[0])[
-        :, None, None
-    ]
+    back = (
+        colours * torch.tensor(data.colours[1])[:, None, None]
+        + torch.tensor(data.colours[0])[:, None, None]
+    )
     torch.testing.assert_close(back, images.float() / 255)
 
 

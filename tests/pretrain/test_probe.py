@@ -47,9 +47,7 @@ def test_measures_the_backbone_on_the_data_of_its_run(run, tmp_path, capsys):
         math.exp(-float((p * p.clamp(min=1e-300).log()).sum())), rel=1e-4
     )
     assert measured.collapsed == int((s < 1e-2 * s[0]).sum())
-    chosen = sorted(
-        torch.randperm(1257, generator=torch.Generator().manual_seed(0))[:128].tolist()
-    )
+    chosen = sorted(torch.randperm(1257, generator=torch.Generator().manual_seed(0))[:128].tolist())
     train = (split.train_images[chosen].mul(255).round() / 255 - mean) / std
     bank = backbone(train.expand(-1, 3, -1, -1)).numpy()
     scaler = StandardScaler().fit(bank)
