@@ -127,7 +127,7 @@ class PretrainData(LightningDataModule):
             self.seed,
             lambda: trainer.fit_loop.epoch_progress.current.processed,
             batch_size=self.batch_size,
-            # The sampler adds its seed and the epoch: of neighbouring seeds that gave the same orders.
+            # The sampler adds seed and epoch, which gives neighbouring seeds the same orders.
             sampler=DistributedSampler(
                 dataset,
                 trainer.world_size,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision.datasets import CIFAR10 as TorchvisionCIFAR10
+from torchvision import datasets
 
 from lightly_collapse.pretrain.augment import ViewSettings
 from lightly_collapse.pretrain.data import (
@@ -131,7 +131,7 @@ def test_cifar_is_read_as_torchvision_stores_it(tmp_path, monkeypatch):
         self.data = rng.integers(256, size=(20 if train else 10, 32, 32, 3), dtype=np.uint8)
         self.targets = [i % 10 for i in range(len(self.data))]
 
-    monkeypatch.setattr(TorchvisionCIFAR10, "__init__", fake)
+    monkeypatch.setattr(datasets.CIFAR10, "__init__", fake)
     data = attach(CIFAR10(str(tmp_path), train_images=15))
     assert data._train.images.shape == (15, 3, 32, 32)
     pixels = np.random.default_rng(0).integers(256, size=(10, 32, 32, 3), dtype=np.uint8)
