@@ -22,8 +22,9 @@ from typing import Any
 from detection.config import add_arguments, read_overrides, read_values
 from detection.datasets import read_datasets
 from detection.page import write_page
-from detection.pictures import Runs, draw_pictures
+from detection.pictures import Drawn, draw_pictures
 from detection.results import average_precision, read_predictions, write_json
+from detection.voc import Dataset
 from lightly_collapse.export import write_whole
 
 _TRAINERS = {"torchvision": "detection.train_torchvision", "detectron2": "detection.train_net"}
@@ -176,42 +177,37 @@ def _settings(run: Run, arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _report(runs: Sequence[Run], arguments: argparse.Namespace) -> None:
-    results = [json.loads((run.folder / "result.json").read_text()) for run in runs]
-    rows = summarize(runs, results)
-    text = table(rows)
+def _read_test_set(arguments: argparse.Namespace) -> Dataset:
     settings = dict([*read_values(arguments.config_file), *read_overrides(arguments.opts)])
-    classes = results[0]["classes"]
     dataset, _, _ = read_datasets(
         {
-            "TEST": settings["DATASETS.TEST"],
+            "TEST": settings.get("DATASETS.TEST"),
             "ROOT": str(arguments.dataset_root or ""),
-            "CLASSES": classes,
+            "CLASSES": arguments.classes or [],
         },
         test_only=True,
     )
-    shown = [
-        Runs(
-            run.name,
-            run.seed,
-            read_predictions(run.folder),
-            average_precision(dataset, read_predictions(run.folder), classes)["curves"],
-            _losses(run.folder),
-        )
-        for run in runs
+    return dataset
+
+
+def _report(runs: Sequence[Run], dataset: Dataset, output: Path) -> None:
+    results = [
+        {"name": run.name, **json.loads((run.folder / "result.json").read_text())} for run in runs
     ]
-    write_json(
-        arguments.output / "comparison.json",
-        {
-            "rows": rows,
-            "runs": [{"folder": r.folder.name, **x} for r, x in zip(runs, results, strict=True)],
-        },
-    )
-    write_whole(arguments.output / "table.md", lambda file: file.write(f"{text}\n".encode()))
-    pictures = draw_pictures(shown, dataset, classes, arguments.output)
-    write_page(arguments.output / "index.html", rows, results, pictures)
+    rows = summarize(runs, results)
+    text = table(rows)
+    classes = results[0]["classes"]
+    shown = []
+    for run in runs:
+        predictions = read_predictions(run.folder)
+        curves = average_precision(dataset, predictions, classes)["curves"]
+        shown.append(Drawn(run.name, run.seed, predictions, curves, _losses(run.folder)))
+    write_json(output / "comparison.json", {"rows": rows, "runs": results})
+    write_whole(output / "table.md", lambda file: file.write(f"{text}\n".encode()))
+    pictures = draw_pictures(shown, dataset, classes, output)
+    write_page(output / "index.html", rows, results, pictures)
     print(text)
-    print(f"wrote {arguments.output / 'index.html'}")
+    print(f"wrote {output / 'index.html'}")
 
 
 def _losses(folder: Path) -> list[tuple[int, float]]:
@@ -224,7 +220,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config-file", required=True, metavar="FILE")
     parser.add_argument(
-        "--backbone", nargs="+", required=True, metavar="NAME=FILE", help="or the word random"
+        "--backbone",
+        nargs="+",
+        required=True,
+        metavar="NAME=FILE",
+        help="or the word random; another option must stand between these and KEY VALUE",
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
@@ -237,9 +237,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         runs = plan(arguments.backbone, arguments.seeds, arguments.output)
+        # Before hours of training: the pictures need a test set in VOC format.
+        test_set = _read_test_set(arguments)
         for run in runs:
             execute(run, arguments)
-        _report(runs, arguments)
+        _report(runs, test_set, arguments.output)
     except (ValueError, OSError) as error:
         print(f"{parser.prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -178,6 +178,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
                 f"config: {key} must be {wanted!r} for torchvision's Faster R-CNN, got "
                 f"{last[key]!r}; that detector is what detection.train_net is for"
             )
+    if config["INPUT"]["RANDOM_FLIP"] not in {"horizontal", "none"}:
+        raise ValueError(
+            f"config: INPUT.RANDOM_FLIP must be horizontal or none for the torchvision trainer, "
+            f"got {config['INPUT']['RANDOM_FLIP']!r}"
+        )
     return config
 
 

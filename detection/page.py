@@ -23,7 +23,7 @@ _TEMPLATE = """\
   :root { --ink: #e6edf3; --soft: #9aa4af; --paper: #14181d; --line: #333b44; --best: #1d3326; }
 }
 body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
-       max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
+       max-width: 74rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.7rem; margin-bottom: .2rem; }
 h2 { font-size: 1.2rem; margin: 2rem 0 .5rem; }
 p, figcaption { color: var(--soft); max-width: 46rem; }
@@ -34,6 +34,7 @@ th, td { padding: .35rem .8rem; border-bottom: 1px solid var(--line); text-align
 th:first-child, td:first-child { text-align: left; }
 td.best { background: var(--best); font-weight: 600; }
 figure { margin: 0; break-inside: avoid; }
+figure.narrow { max-width: 38rem; }
 img { max-width: 100%; background: #fff; border: 1px solid var(--line); border-radius: 6px; }
 @media print {
   :root { --ink: #000; --soft: #333; --paper: #fff; --line: #bbb; --best: #eee; }
@@ -43,11 +44,15 @@ img { max-width: 100%; background: #fff; border: 1px solid var(--line); border-r
 </head>
 <body>
 <h1>Detection transfer</h1>
-<p>{{ results[0].trainer }} on {{ results[0].dataset }}: {{ results[0].images }} images,
-{{ results[0].boxes }} boxes, {{ results[0].iterations }} iterations a run. Average precision as
-COCO defines it, 0 to 100; mean and sample standard deviation over the seeds. With
-{{ rows[0].seeds }} seed{{ "s" if rows[0].seeds != 1 }} the deviation itself is rough: a difference
-smaller than a few deviations says nothing.</p>
+<p>Faster R-CNN of {{ results[0].trainer }}, {{ results[0].iterations }} iterations a run, tested on
+{{ results[0].images }} images with {{ results[0].boxes }} boxes ({{ results[0].dataset }}). Average
+precision as COCO defines it, 0 to 100.
+{% if rows[0].seeds == 1 %}
+One seed: how far another would differ is not known.
+{% else %}
+Mean and sample standard deviation over {{ rows[0].seeds }} seeds, so the deviation itself is rough:
+a difference smaller than a few deviations says nothing.
+{% endif %}</p>
 <div class="wide"><table>
 <tr><th>backbone</th><th>seeds</th>{% for score in scores %}<th>{{ score }}</th>{% endfor %}</tr>
 {% for row in rows %}<tr><td>{{ row.name }}</td><td>{{ row.seeds }}</td>
@@ -64,15 +69,16 @@ finds with a score of at least 0.5.</figcaption></figure>
 <figure><img alt="Precision-recall curves" src="{{ pictures.precision_recall }}">
 <figcaption>Overlap 0.5. Thin: the seeds; thick: their mean.</figcaption></figure>
 <h2>Training loss</h2>
-<figure><img alt="Loss curves" src="{{ pictures.loss }}">
+<figure class="narrow"><img alt="Loss curves" src="{{ pictures.loss }}">
 <figcaption>One line for each seed.</figcaption></figure>
 <h2>Runs</h2>
 <div class="wide"><table>
-<tr><th>weights</th><th>seed</th><th>AP</th><th>AP50</th><th>AP75</th><th>seconds</th></tr>
-{% for result in results %}<tr><td>{{ result.weights or "random initialisation" }}</td>
+<tr><th>backbone</th><th>seed</th><th>AP</th><th>AP50</th><th>AP75</th><th>seconds</th><th>weights</th></tr>
+{% for result in results %}<tr><td>{{ result.name }}</td>
 <td>{{ result.seed }}</td><td>{{ "%.2f"|format(result.AP) }}</td>
 <td>{{ "%.2f"|format(result.AP50) }}</td><td>{{ "%.2f"|format(result.AP75) }}</td>
-<td>{{ "%.0f"|format(result.seconds) if result.seconds is not none else "resumed" }}</td></tr>
+<td>{{ "%.0f"|format(result.seconds) if result.seconds is not none else "resumed" }}</td>
+<td>{{ result.weights or "none" }}</td></tr>
 {% endfor %}</table></div>
 {% if results[0].skipped_boxes %}<p>{{ results[0].skipped_boxes|length }} test boxes skipped:
 {{ results[0].skipped_boxes[:5]|join("; ") }}{{ ", ..." if results[0].skipped_boxes|length > 5 }}
@@ -93,7 +99,7 @@ def write_page(
     Args:
         path: the HTML file.
         rows: a mapping for each backbone: `name`, `seeds`, and (mean, deviation) by score.
-        results: the result of each run.
+        results: the result of each run, and its backbone's `name`.
         pictures: PNG files `detections`, `precision_recall`, `loss`.
     """
     scores = [key for key in rows[0] if key not in {"name", "seeds"}]

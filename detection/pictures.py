@@ -26,7 +26,7 @@ _STYLES = ("-", "--", "-.", ":")
 
 
 @dataclass(frozen=True)
-class Runs:
+class Drawn:
     """What is drawn of one run.
 
     Attributes:
@@ -45,7 +45,7 @@ class Runs:
 
 
 def draw_pictures(
-    runs: Sequence[Runs], dataset: Dataset, classes: Sequence[str], folder: Path
+    runs: Sequence[Drawn], dataset: Dataset, classes: Sequence[str], folder: Path
 ) -> dict[str, Path]:
     """Draw everything into `folder`.
 
@@ -79,11 +79,11 @@ def _style(index: int) -> dict[str, Any]:
     return {"color": _color(index), "linestyle": _STYLES[index % len(_STYLES)]}
 
 
-def _names(runs: Sequence[Runs]) -> list[str]:
+def _names(runs: Sequence[Drawn]) -> list[str]:
     return list(dict.fromkeys(run.name for run in runs))
 
 
-def _detections(runs: Sequence[Runs], dataset: Dataset, classes: Sequence[str]) -> Figure:
+def _detections(runs: Sequence[Drawn], dataset: Dataset, classes: Sequence[str]) -> Figure:
     """Rows: test images; columns: the annotation, then each backbone's first run."""
     first = [next(run for run in runs if run.name == name) for name in _names(runs)]
     photographs = _most_varied(dataset)
@@ -134,7 +134,7 @@ def _confident(predictions: Sequence[Prediction], image_id: str) -> list[tuple[l
     ]
 
 
-def _precision_recall(runs: Sequence[Runs], classes: Sequence[str]) -> Figure:
+def _precision_recall(runs: Sequence[Drawn], classes: Sequence[str]) -> Figure:
     """A panel for each class: thin lines the runs, thick ones their mean."""
     shown = [name for name in classes if any(name in run.curves for run in runs)]
     columns = min(len(shown), 4)
@@ -168,7 +168,7 @@ def _precision_recall(runs: Sequence[Runs], classes: Sequence[str]) -> Figure:
     return figure
 
 
-def _losses(runs: Sequence[Runs]) -> Figure:
+def _losses(runs: Sequence[Drawn]) -> Figure:
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axis = figure.subplots()
     for j, name in enumerate(_names(runs)):
@@ -186,7 +186,7 @@ def _losses(runs: Sequence[Runs]) -> Figure:
     return figure
 
 
-def _legend(figure: Figure, runs: Sequence[Runs]) -> None:
+def _legend(figure: Figure, runs: Sequence[Drawn]) -> None:
     handles = [
         Line2D([], [], linewidth=2, label=name, **_style(j)) for j, name in enumerate(_names(runs))
     ]

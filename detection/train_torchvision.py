@@ -55,13 +55,15 @@ class Draws(TorchDataset[tuple[Tensor, dict[str, Tensor]]]):
         self.classes = classes
         self.flip = flip
         self.seed = seed
+        self._order: tuple[int, list[int]] = (-1, [])
 
     def __getitem__(self, n: int) -> tuple[Tensor, dict[str, Tensor]]:
         epoch, place = divmod(n, len(self.photographs))
-        order = random.Random(f"order {self.seed} {epoch}").sample(
-            range(len(self.photographs)), len(self.photographs)
-        )
-        photograph = self.photographs[order[place]]
+        if self._order[0] != epoch:
+            all_places = range(len(self.photographs))
+            order = random.Random(f"order {self.seed} {epoch}").sample(all_places, len(all_places))
+            self._order = (epoch, order)
+        photograph = self.photographs[self._order[1][place]]
         image = load_image(photograph.path)
         boxes = torch.tensor([box.corners for box in photograph.boxes]).reshape(-1, 4)
         if self.flip and random.Random(f"flip {self.seed} {n}").random() < 0.5:

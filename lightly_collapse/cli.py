@@ -153,6 +153,37 @@ def _predict(arguments: argparse.Namespace) -> None:
     )
 
 
+def _toy_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "experiment", help="strong-augmentation, implicit-regularization, landscape or digits"
+    )
+    parser.add_argument(
+        "--runs", type=int, default=5, help="of the first two, default: %(default)s"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--noise", type=float, help="of the first two (default: the papers')")
+    parser.add_argument("--steps", type=int, help="of SGD (default: the papers')")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("collapse-toy"),
+        help="folder for report.html, figure.png and toy.json (default: %(default)s)",
+    )
+
+
+def _toy(arguments: argparse.Namespace) -> None:
+    from lightly_collapse.report.toy import toy  # noqa: PLC0415
+
+    toy(
+        arguments.experiment,
+        runs=arguments.runs,
+        seed=arguments.seed,
+        noise=arguments.noise,
+        steps=arguments.steps,
+        output=arguments.output,
+    )
+
+
 def _export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint", type=Path, required=True, help="of Lightning, Lightly or torch.save"
@@ -223,6 +254,11 @@ _VERBS: dict[str, _Verb] = {
         "predict from images and augmentations which dimensions will collapse, before training",
         _predict_arguments,
         _predict,
+    ),
+    "toy": (
+        "run the papers' small experiments: how and why a linear network collapses",
+        _toy_arguments,
+        _toy,
     ),
     "export": (
         "write a checkpoint's ResNet for detectron2, with the configuration that fits it",

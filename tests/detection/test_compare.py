@@ -63,6 +63,13 @@ def test_failing_run_is_one_line(command, capsys, monkeypatch, request):
     assert "must be BN, SyncBN or FrozenBN" in captured.err
 
 
+def test_unknown_test_set_is_found_before_any_run(command, tmp_path, capsys, monkeypatch, request):
+    monkeypatch.chdir(request.config.rootpath)
+    assert main(command("random", options=("DATASETS.TEST", "('val',)"))) == 2
+    assert "split 'val'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_plan(tmp_path):
     (tmp_path / "a-1.pkl").write_bytes(b"")
     runs = plan(["random", f"a={tmp_path}/a-{{seed}}.pkl"], [1], tmp_path)

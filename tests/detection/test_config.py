@@ -86,6 +86,7 @@ def test_what_wins(tmp_path):
         ("SOLVER: {MAX_ITER: many}", "SOLVER.MAX_ITER must be int, got 'many'"),
         ("SOLVER: {MAX_ITER: true}", "SOLVER.MAX_ITER must be int"),
         ("INPUT: {FORMAT: BGR}", "INPUT.FORMAT must be 'RGB'"),
+        ("INPUT: {RANDOM_FLIP: vertical}", "INPUT.RANDOM_FLIP must be horizontal or none"),
         ("[1, 2]", "must hold keys and values"),
         ("MODEL: {", "bad.yaml"),
         ("_BASE_: bad.yaml", "is its own _BASE_"),

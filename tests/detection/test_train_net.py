@@ -1,5 +1,6 @@
 """Fine-tuning with detectron2, where it is installed."""
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -64,7 +65,11 @@ def test_trains_and_reports(digits_root, tmp_path):
 
 
 @needs_detectron2
-def test_pascal_voc_evaluator_on_perfect_predictions(one_image, tmp_path):
+@pytest.mark.parametrize(
+    ("name_of_set", "metric"),
+    [("test", "VOC 2012, area"), ("voc_2007_test", "VOC 2007, 11 points")],
+)
+def test_pascal_voc_evaluator_on_perfect_predictions(one_image, tmp_path, name_of_set, metric):
     from detectron2.config import get_cfg  # noqa: PLC0415
     from detectron2.structures import Boxes, Instances  # noqa: PLC0415
 
@@ -72,6 +77,7 @@ def test_pascal_voc_evaluator_on_perfect_predictions(one_image, tmp_path):
 
     boxes = [("big / dog", 1, 1, 40, 40), ("cat", 50, 20, 90, 70), ("cat", 3, 50, 20, 70, True)]
     dataset = read_dataset("test", one_image(annotation(boxes), image_id="an image"))
+    dataset = dataclasses.replace(dataset, name=name_of_set)
     classes = ["big / dog", "cat"]
     cfg = get_cfg()
     cfg.DATASETS.CLASSES = classes
@@ -87,6 +93,7 @@ def test_pascal_voc_evaluator_on_perfect_predictions(one_image, tmp_path):
     assert evaluator.evaluate()["bbox"] == pytest.approx({"AP": 100, "AP50": 100, "AP75": 100})
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["AP50"] == pytest.approx(100)
+    assert result["pascal_voc"]["metric"] == metric
 
 
 @needs_detectron2

@@ -94,15 +94,15 @@ def test_half_precision_is_upcast(resnet):
 
 def test_timm(resnet):
     timm = pytest.importorskip("timm")
-    for name in ("resnet18", "resnet50", "resnext50_32x4d", "wide_resnet50_2"):
+    for name in ("resnet18", "resnext50_32x4d"):
         model = timm.create_model(name)
         ours = getattr(torchvision.models, name)()
         missing = ours.load_state_dict(find_backbone(model).state, strict=False)
         assert not missing.unexpected_keys
     for name, why in (
-        ("resnet50d", "stem of several convolutions"),
+        ("resnet18d", "stem of several convolutions"),
         ("resnetaa50", "computes something else"),
-        ("seresnet50", "se.*no place"),
+        ("seresnet18", "se.*no place"),
         ("resnet26", "blocks; detectron2 knows"),
         ("vit_tiny_patch16_224", "vision transformer"),
         ("convnext_atto", "no ResNet backbone"),
