@@ -96,6 +96,84 @@ def _sweep(arguments: argparse.Namespace) -> None:
     )
 
 
+def _measure_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--arch", required=True, help="a model of torchvision or timm, such as resnet50"
+    )
+    parser.add_argument(
+        "--data", required=True, metavar="DIR", help="folder of images, or `digits`"
+    )
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        help="state dict or checkpoint of Lightning or Lightly; random weights without one",
+    )
+    parser.add_argument(
+        "--layers",
+        nargs="+",
+        metavar="LAYER",
+        help="layers to measure beside the output (default: the model's stages)",
+    )
+    parser.add_argument(
+        "--positions",
+        choices=("mean", "all"),
+        default="mean",
+        help="average feature maps over their positions or take all as rows (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--rtol",
+        type=float,
+        default=1e-3,
+        help="a dimension below this times the largest singular value counts as collapsed "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--lid-k", type=int, default=20, help="neighbours of the LID (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--image-size", type=int, metavar="PIXELS", help="default: 224, for the digits 32"
+    )
+    parser.add_argument("--batch-size", type=int, default=64, help="default: %(default)s")
+    parser.add_argument(
+        "--workers", type=int, default=0, help="processes that read images (default: %(default)s)"
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="measure at most N images")
+    parser.add_argument("--device", default="auto", help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--name", help="of the model in tables and figures")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("collapse-measure"),
+        help="folder for measure.json, measure.html and spectrum.png (default: %(default)s)",
+    )
+
+
+def _measure(arguments: argparse.Namespace) -> None:
+    from lightly_collapse.report.command import measure_command  # noqa: PLC0415
+
+    settings = vars(arguments)
+    measure_command(**{n: v for n, v in settings.items() if n not in ("verb", "run")})
+
+
+def _compare_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "reports", nargs="+", type=Path, metavar="REPORT", help="two or more measure.json"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("collapse-compare"),
+        help="folder for compare.html and spectrum.png (default: %(default)s)",
+    )
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    from lightly_collapse.report.command import compare_command  # noqa: PLC0415
+
+    compare_command(arguments.reports, arguments.output)
+
+
 def _predict_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, help="a folder of images, or `digits`")
     parser.add_argument(
@@ -249,6 +327,16 @@ _VERBS: dict[str, _Verb] = {
         "pretrain methods x regularizers x seeds, resumable, and compare them on one page",
         _sweep_arguments,
         _sweep,
+    ),
+    "measure": (
+        "measure the collapse of a backbone on images: numbers, figures and a page",
+        _measure_arguments,
+        _measure,
+    ),
+    "compare": (
+        "overlay what measure found of several backbones",
+        _compare_arguments,
+        _compare,
     ),
     "predict": (
         "predict from images and augmentations which dimensions will collapse, before training",

@@ -1,4 +1,4 @@
-"""Lightning callbacks: the same things with no change to the user's module."""
+"""Lightning callbacks: the regularizers and measures with no change to the user's module."""
 
 from lightly_collapse.callbacks.collapse_monitor import CollapseMonitor
 from lightly_collapse.callbacks.orthogonality import OrthogonalityCallback

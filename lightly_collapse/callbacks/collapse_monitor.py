@@ -2,19 +2,17 @@
 
 import csv
 import io
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from matplotlib.figure import Figure
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
-from lightly_collapse.metrics import LayerTaps, LocalIntrinsicDimension, collapse_metrics
+from lightly_collapse.metrics import LayerProbe, LayerTaps
 from lightly_collapse.metrics.features import check_positions, find_layers
 from lightly_collapse.report.files import write_whole
 from lightly_collapse.report.plots import log_lines
@@ -30,10 +28,10 @@ class CollapseMonitor(pl.Callback):
     take figures (TensorBoard, Weights & Biases) and `collapse.csv` gets a row. Training goes on bit
     by bit as without it.
 
-    The metrics are those of `lightly_collapse.metrics.collapse_metrics` and `mlid`, the geometric
-    mean of the local intrinsic dimensionality of a sample. A metric that cannot be computed, say
-    because every feature is zero, is logged as nan with a warning. Rows that hold NaN or inf are
-    left out and counted in `dropped`.
+    The metrics are those of `lightly_collapse.metrics.collapse_metrics` and, of a sample of the
+    rows, `mlid` (the geometric mean of the local intrinsic dimensionality), `two_nn` and
+    `uniformity`. A metric that cannot be computed, say because every feature is zero, is logged as
+    nan with a warning. Rows that hold NaN or inf are left out and counted in `dropped`.
 
     Args:
         layers: names of the layers, as in the LightningModule's `named_modules()`.
@@ -42,7 +40,7 @@ class CollapseMonitor(pl.Callback):
             `lightly_collapse.metrics.feature_rows`.
         rtol: a dimension counts as collapsed below this times the largest singular value.
         lid_k: number of neighbours of `mlid`.
-        lid_size: number of rows `mlid` samples at most.
+        lid_size: number of rows sampled at most.
         dirpath: folder of `collapse.csv`; the trainer's log folder by default.
 
     Raises:
@@ -75,7 +73,7 @@ class CollapseMonitor(pl.Callback):
         self.every_n_epochs = every_n_epochs
         self.positions = positions
         self.dirpath = dirpath
-        self._probes = {name: _Probe(rtol, lid_k, lid_size) for name in self.layers}
+        self._probes = {name: LayerProbe(rtol, lid_k, lid_size) for name in self.layers}
         self._taps: LayerTaps | None = None
         self._active = False
         self._rows: dict[int, dict[str, Any]] = {}
@@ -144,17 +142,18 @@ class CollapseMonitor(pl.Callback):
         writes = trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False)
         row: dict[str, Any] = {"epoch": trainer.current_epoch, "step": trainer.global_step}
         for layer, probe in self._probes.items():
-            values, spectrum = probe.compute(layer)
+            reading = probe.compute()
+            _warn(layer, reading.problems)
             pl_module.log_dict(
-                {f"collapse/{layer}/{name}": value for name, value in values.items()},
+                {f"collapse/{layer}/{name}": value for name, value in reading.scalars.items()},
                 on_step=False,
                 on_epoch=True,
                 sync_dist=True,
             )
-            row |= {f"{layer}/{name}": value for name, value in values.items()}
-            if writes and spectrum is not None:
+            row |= {f"{layer}/{name}": value for name, value in reading.scalars.items()}
+            if writes and reading.spectrum is not None:
                 fig = log_lines(
-                    {layer: (spectrum / spectrum[0]).tolist()},
+                    {layer: (reading.spectrum / reading.spectrum[0]).tolist()},
                     "singular value / largest",
                     title=f"epoch {trainer.current_epoch}",
                 )
@@ -172,36 +171,10 @@ class CollapseMonitor(pl.Callback):
         return Path(self.dirpath or folder) / "collapse.csv"
 
 
-class _Probe:
-    """The metrics of one layer."""
-
-    def __init__(self, rtol: float, lid_k: int, lid_size: int) -> None:
-        self._collapse = collapse_metrics(rtol=rtol, spectrum=True, nan_strategy="drop")
-        self._lid = LocalIntrinsicDimension(k=lid_k, size=lid_size, nan_strategy="drop")
-
-    def update(self, rows: Tensor) -> None:
-        for metric in (self._collapse, self._lid):
-            metric.to(rows.device).update(rows)
-
-    def reset(self) -> None:
-        self._collapse.reset()
-        self._lid.reset()
-
-    def compute(self, layer: str) -> tuple[dict[str, float], Tensor | None]:
-        """Scalars by name, and the singular values if there are any."""
-        values, reasons = self._collapse.compute_or_nan()
-        spectrum = values.pop("spectrum").reshape(-1)
-        try:
-            with warnings.catch_warnings():  # a process that saw no row is told below
-                warnings.simplefilter("ignore", UserWarning)
-                values["mlid"] = self._lid.compute()
-        except ValueError as error:
-            values["mlid"], reasons["mlid"] = torch.tensor(torch.nan), str(error)
-        for reason in dict.fromkeys(reasons.values()):
-            names = ", ".join(name for name, r in reasons.items() if r == reason)
-            rank_zero_warn(f"CollapseMonitor: {layer}: {names} cannot be computed: {reason}")
-        scalars = {name: float(value) for name, value in values.items()}
-        return scalars, spectrum if spectrum.isfinite().all() and spectrum.any() else None
+def _warn(layer: str, problems: Mapping[str, str]) -> None:
+    for reason in dict.fromkeys(problems.values()):
+        names = ", ".join(name for name, other in problems.items() if other == reason)
+        rank_zero_warn(f"CollapseMonitor: {layer}: {names} cannot be computed: {reason}")
 
 
 def _log_figure(logger: Logger, name: str, fig: Figure, step: int) -> None:

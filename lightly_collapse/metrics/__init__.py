@@ -5,6 +5,7 @@ from lightly_collapse.metrics.features import LayerTaps, feature_rows, hidden_fe
 from lightly_collapse.metrics.hypersphere import Alignment, Uniformity, WassersteinUniformity
 from lightly_collapse.metrics.intrinsic_dimension import LocalIntrinsicDimension, TwoNN
 from lightly_collapse.metrics.lidar import LiDAR
+from lightly_collapse.metrics.probe import LayerProbe, Reading
 from lightly_collapse.metrics.spectrum import (
     AlphaReQ,
     CollapsedDimensions,
@@ -25,12 +26,14 @@ __all__ = [
     "CollapsedDimensions",
     "ConditionNumber",
     "EffectiveRank",
+    "LayerProbe",
     "LayerTaps",
     "LiDAR",
     "LocalIntrinsicDimension",
     "NESum",
     "ParticipationRatio",
     "RankMe",
+    "Reading",
     "Spectrum",
     "StableRank",
     "TwoNN",

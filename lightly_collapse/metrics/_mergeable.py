@@ -1,6 +1,7 @@
 """What every metric here shares: states that merge, rows that are checked, float64 that stays."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,6 +12,20 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 from lightly_collapse.functional._check import check_rows
 
 _NAN_STRATEGIES = ("error", "drop")
+
+
+@contextmanager
+def exact_arithmetic(device: torch.device) -> Iterator[None]:
+    """Without autocast, gradients and inference mode.
+
+    Lightning validates in inference mode; states made there could not be updated outside it.
+    """
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        torch.autocast(device.type, enabled=False),
+    ):
+        yield
 
 
 class MergeableMetric(Metric):

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torchmetrics import Metric
 
-from lightly_collapse.metrics._mergeable import MergeableMetric
+from lightly_collapse.metrics._mergeable import MergeableMetric, exact_arithmetic
 
 
 class ReservoirMetric(MergeableMetric):
@@ -67,7 +67,7 @@ class ReservoirMetric(MergeableMetric):
                 f"{z.shape[1]}"
             )
         z = self._finite_rows(z)
-        with torch.inference_mode(False), torch.no_grad():
+        with exact_arithmetic(z.device):
             z = z.to(torch.promote_types(z.dtype, torch.float32))
             rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
             numbers = np.random.default_rng((self.seed, rank, int(self.rows))).random(z.shape[0])

@@ -20,7 +20,7 @@ from scipy.linalg import eigvalsh_tridiagonal, lapack  # type: ignore[import-unt
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from lightly_collapse.metrics._mergeable import MergeableMetric
+from lightly_collapse.metrics._mergeable import MergeableMetric, exact_arithmetic
 
 _Spectra = tuple[Tensor, Tensor]  # of the rows as they are, and of the centred ones
 
@@ -70,12 +70,7 @@ class ScatterMetric(MergeableMetric):
     def _take_in(self, z: Tensor) -> None:
         if not z.shape[0]:
             return
-        # Lightning validates in inference mode, whose tensors could not be updated outside it.
-        with (
-            torch.inference_mode(False),
-            torch.no_grad(),
-            torch.autocast(z.device.type, enabled=False),
-        ):
+        with exact_arithmetic(z.device):
             x = z.double()
             mean = x.mean(dim=0)
             x = x - mean

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lightly_collapse.functional.lidar import check_augmented, lidar_of_scatter
+from lightly_collapse.metrics._mergeable import exact_arithmetic
 from lightly_collapse.metrics._scatter import ScatterMetric
 
 
@@ -65,11 +66,7 @@ class LiDAR(ScatterMetric):
         z = self._finite_rows(z, flat=flat)
         if not z.shape[0]:
             return
-        with (
-            torch.inference_mode(False),
-            torch.no_grad(),
-            torch.autocast(z.device.type, enabled=False),
-        ):
+        with exact_arithmetic(z.device):
             e = z.double()
             means = e.mean(dim=1)
             deviations = (e - means[:, None]).flatten(0, 1)

@@ -25,6 +25,9 @@ KEYS = {
     "collapsed_dimensions",
     "alpha_req",
     "mlid",
+    "two_nn",
+    "uniformity",
+    "lid_rows",
     "rows",
     "dropped",
 }
