@@ -276,6 +276,16 @@ def test_images_of_different_sizes_without_a_resize():
         predict_collapse(pictures, _two(v1.ToTensor()))
 
 
+def test_a_step_that_cannot_be_left_out_is_named():
+    def flatten(picture):
+        return v1.functional.to_tensor(picture).flatten()
+
+    options = {"transform": _two(v1.Compose([v1.RandomHorizontalFlip(), flatten])), "resamples": 2}
+    with pytest.raises(ValueError, match="but fails without flatten .*leave_one_out=False"):
+        predict_collapse(_pictures(4), **options)
+    assert predict_collapse(_pictures(4), **options, leave_one_out=False).n_images == 4
+
+
 def test_landscape_of_a_prediction_is_that_of_its_covariances():
     prediction = predict_collapse(_gaussian(100, 1, 2), _two(_Noise(1, 1)))
     c = prediction.covariances
