@@ -280,10 +280,11 @@ def test_a_step_that_cannot_be_left_out_is_named():
     def flatten(picture):
         return v1.functional.to_tensor(picture).flatten()
 
-    options = {"transform": _two(v1.Compose([v1.RandomHorizontalFlip(), flatten])), "resamples": 2}
-    with pytest.raises(ValueError, match="but fails without flatten .*leave_one_out=False"):
-        predict_collapse(_pictures(4), **options)
-    assert predict_collapse(_pictures(4), **options, leave_one_out=False).n_images == 4
+    transform = _two(v1.Compose([v1.RandomHorizontalFlip(), flatten]))
+    options = {"dataset": _pictures(size=(4, 4)), "transform": transform, "resamples": 2}
+    with pytest.raises(ValueError, match=r"but fails without flatten .*leave_one_out=False"):
+        predict_collapse(**options)
+    assert predict_collapse(**options, leave_one_out=False).n_images == 12
 
 
 def test_landscape_of_a_prediction_is_that_of_its_covariances():
