@@ -122,11 +122,14 @@ def work(rank: int, folder: str) -> None:
             step(encoder(), case.loss(), share(case, rank))
         except ValueError as error:
             results[case] = str(error)
-    orthogonal = DistributedDataParallel(Regularized())
-    loss = orthogonal(batch()[0][rank * ROWS : (rank + 1) * ROWS])
-    loss.backward()
-    results["orthogonality"] = loss.detach(), [p.grad for p in orthogonal.parameters()]
-    results["keys"] = list(orthogonal.module.state_dict())
+    x = batch()[0][rank * ROWS : (rank + 1) * ROWS]
+    inside = DistributedDataParallel(Regularized())
+    inside(x).backward()
+    results["regularizer inside"] = [p.grad for p in inside.parameters()]
+    results["keys"] = list(inside.module.state_dict())
+    beside = DistributedDataParallel(encoder())
+    (beside(x).square().mean() + OrthogonalityRegularizer(beside, weight=0.1)()).backward()
+    results["regularizer beside"] = [p.grad for p in beside.parameters()]
     torch.save(results, Path(folder, f"{rank}.pt"))
     dist.destroy_process_group()
 
@@ -183,12 +186,14 @@ def test_mismatched_shapes_raise_on_every_process(
     assert "drop_last" in messages[0]
 
 
-def test_orthogonality_inside_ddp(results: list[dict[Any, Any]]) -> None:
+@pytest.mark.parametrize("place", ["inside", "beside"])
+def test_orthogonality_with_ddp(results: list[dict[Any, Any]], place: str) -> None:
     model = Regularized()
     model(batch()[0]).backward()
     exact = [p.grad for p in model.parameters()]
     for result in results:
-        torch.testing.assert_close(result["orthogonality"][1], exact, rtol=1e-8, atol=1e-12)
+        found = result[f"regularizer {place}"]
+        torch.testing.assert_close(found, exact, rtol=1e-8, atol=1e-12)
         assert result["keys"] == [f"backbone.{key}" for key in model.backbone.state_dict()]
 
 

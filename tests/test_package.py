@@ -16,6 +16,7 @@ ROOT = PACKAGE.parent
 # A part may import itself and what stands lower; parts on one level know nothing of each other.
 LEVEL = {
     "_distributed": 0,
+    "_layers": 0,
     "functional": 0,
     "loss": 1,
     "models": 1,

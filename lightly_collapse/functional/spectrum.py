@@ -56,8 +56,7 @@ def effective_rank(s: Tensor) -> Tensor:
         >>> f"{effective_rank(torch.tensor([1.0, 1.0, 1.0, 0.0])):.3f}"
         '3.000'
     """
-    s = _check_spectrum(s)
-    return _exponential_of_entropy(s / s.sum())
+    return _exponential_of_entropy(_proportions(s))
 
 
 def rankme(z: Tensor) -> Tensor:
@@ -101,8 +100,7 @@ def rankme_of_spectrum(s: Tensor) -> Tensor:
         >>> f"{rankme_of_spectrum(torch.ones(8)):.3f}"
         '8.000'
     """
-    s = _check_spectrum(s)
-    return _exponential_of_entropy(s / s.sum() + _RANKME_EPSILON)
+    return _exponential_of_entropy(_proportions(s) + _RANKME_EPSILON)
 
 
 def stable_rank(s: Tensor) -> Tensor:
@@ -285,10 +283,19 @@ def _exponential_of_entropy(p: Tensor) -> Tensor:
     return entropy.exp()
 
 
-def _relative_eigenvalues(s: Tensor) -> Tensor:
-    # Dividing before squaring keeps a tiny scale from underflowing and a huge one from overflowing.
+def _relative(s: Tensor) -> Tensor:
+    # In units of the largest neither a sum nor a square under- or overflows.
     s = _check_spectrum(s)
-    return (s / s.max()).square()
+    return s / s.max()
+
+
+def _proportions(s: Tensor) -> Tensor:
+    relative = _relative(s)
+    return relative / relative.sum()
+
+
+def _relative_eigenvalues(s: Tensor) -> Tensor:
+    return _relative(s).square()
 
 
 def _check_spectrum(s: Tensor) -> Tensor:

@@ -73,12 +73,14 @@ class DigitEncoder(nn.Sequential):
     def last_convolution(self) -> Tensor:
         """The weight of the last convolution on the main path."""
         convolutions = [layer for name, layer in self.named_modules() if name.endswith("conv2")]
-        return convolutions[-1].get_parameter("weight")
+        weight: Tensor = convolutions[-1].get_parameter("weight")
+        return weight
 
 
 def _halving_block(inputs: int, outputs: int) -> nn.Module:
     shortcut = nn.Sequential(conv1x1(inputs, outputs, stride=2), nn.BatchNorm2d(outputs))
-    return BasicBlock(inputs, outputs, stride=2, downsample=shortcut)
+    block: nn.Module = BasicBlock(inputs, outputs, stride=2, downsample=shortcut)
+    return block
 
 
 _Loss = Callable[[Tensor, Tensor], Tensor]

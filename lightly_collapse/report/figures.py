@@ -57,6 +57,31 @@ def figure(width: float = 7.2, height: float = 4.2) -> Iterator[tuple[Figure, Ax
         yield fig, fig.add_subplot()
 
 
+@contextmanager
+def panels(
+    rows: int, columns: int, width: float = 7.2, height: float = 4.2
+) -> Iterator[tuple[Figure, list[Axes]]]:
+    """A figure of several plots in the package's style.
+
+    Args:
+        rows: of plots.
+        columns: of plots.
+        width: in inches.
+        height: in inches.
+
+    Yields:
+        The figure and its axes, row by row.
+
+    Examples:
+        >>> with panels(1, 2) as (fig, axes):
+        ...     len(axes)
+        2
+    """
+    with mpl.rc_context(_STYLE):
+        fig = Figure(figsize=(width, height), layout="constrained")
+        yield fig, list(fig.subplots(rows, columns, squeeze=False).flat)
+
+
 def to_png(fig: Figure, dpi: int = 160) -> bytes:
     """The figure as PNG on white.
 

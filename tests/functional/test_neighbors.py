@@ -68,13 +68,15 @@ def test_all_rows_equal() -> None:
     assert (gradient(distances.sum(), x) == 0).all()
 
 
-def test_rows_that_nearly_coincide_keep_their_distance() -> None:
+@pytest.mark.parametrize("apart", [1e-3, 1e-5])
+@pytest.mark.parametrize("outlier", [1, 1e4])
+def test_rows_that_nearly_coincide_keep_their_distance(apart: float, outlier: float) -> None:
     x = normal(40, 16, seed=14, dtype=torch.float32)
-    near = x + 1e-4 * normal(40, 16, seed=15, dtype=torch.float32)
-    both = torch.cat([x, near])
+    both = torch.cat([x, x + apart * normal(40, 16, seed=15, dtype=torch.float32)])
+    both[0] *= outlier
     distances, _ = nearest_neighbors(both, both, 1, torch.arange(80))
     torch.testing.assert_close(
-        distances, by_hand(both, both, 1, own=True).float(), rtol=1e-3, atol=0
+        distances, by_hand(both, both, 1, own=True).float(), rtol=1e-5, atol=0
     )
 
 

@@ -178,7 +178,15 @@ def test_measures_of_any_matrix(
 def test_measures_do_not_depend_on_the_scale(n: int, d: int, seed: int, log_scale: int) -> None:
     s = singular_values(normal(n, d, seed=seed, dtype=torch.float32))
     for measure in OF_SPECTRUM:
-        torch.testing.assert_close(measure(s * 2.0 ** (log_scale / 2)), measure(s))
+        scaled = measure(s * 2.0 ** (log_scale / 2))
+        torch.testing.assert_close(scaled, measure(s), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [3e38, 1e-36])
+def test_measures_at_the_ends_of_float32(scale: float) -> None:
+    s = torch.tensor([1.0, 0.5, 0.25, 0.125])
+    for measure in OF_SPECTRUM:
+        torch.testing.assert_close(measure(s * scale), measure(s))
 
 
 def test_effective_rank_has_a_finite_gradient_at_zero_singular_values() -> None:

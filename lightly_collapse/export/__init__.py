@@ -1,0 +1,29 @@
+"""A pretrained ResNet on its way into detection: weights, and the configuration that fits them.
+
+`to_detectron2` writes what detectron2 loads, `to_torchvision` a plain state dict. Both find the
+backbone in a module, a state dict or a checkpoint, account for every tensor and need no detectron2.
+"""
+
+from lightly_collapse.export._files import write_whole
+from lightly_collapse.export.backbone import read_checkpoint
+from lightly_collapse.export.detectron2 import (
+    detectron2_state_dict,
+    torchvision_state_dict,
+)
+from lightly_collapse.export.resnet import ResNetShape, resnet_shape
+from lightly_collapse.export.weights import read_detectron2
+from lightly_collapse.export.write import Export, normalization, to_detectron2, to_torchvision
+
+__all__ = [
+    "Export",
+    "ResNetShape",
+    "detectron2_state_dict",
+    "normalization",
+    "read_checkpoint",
+    "read_detectron2",
+    "resnet_shape",
+    "to_detectron2",
+    "to_torchvision",
+    "torchvision_state_dict",
+    "write_whole",
+]
