@@ -287,7 +287,7 @@ def test_fifty_steps_on_the_penalty_alone_lower_it(name: str) -> None:
         assert regularizer().item() < 0.9 * first
     method, x0, x1 = pipeline(name)
     ldreg = LDRegularizer(weight=1.0, k=6)
-    optimizer = torch.optim.SGD(method.backbone.parameters(), 0.01)
+    optimizer = torch.optim.SGD(method.backbone.parameters(), 1e-3)
     values = []
     for _ in range(51):
         torch.manual_seed(1)  # the same tokens masked
