@@ -1,6 +1,6 @@
 """The average precision of random boxes: the floor under every detector on a data set.
 
-    python examples/random_boxes.py --root bccd_voc
+    python -m detection.random_boxes --root bccd_voc
 
 Sizes and classes are drawn from the training boxes, places and scores uniformly.
 """
