@@ -47,6 +47,133 @@ def _demo(arguments: argparse.Namespace) -> None:
     demo(names, epochs=arguments.epochs, seed=arguments.seed, output=arguments.output)
 
 
+def _words(parser: argparse.ArgumentParser) -> None:
+    # The verb has its own parser, LightningCLI's: no word is an option here, not even --help.
+    parser.prefix_chars = ""
+    parser.add_argument("words", nargs=argparse.REMAINDER)
+
+
+def _pretrain(arguments: argparse.Namespace) -> None:
+    from lightly_collapse.pretrain.command import pretrain  # noqa: PLC0415
+
+    pretrain(arguments.words)
+
+
+def _probe(arguments: argparse.Namespace) -> None:
+    from lightly_collapse.pretrain.probe import probe  # noqa: PLC0415
+
+    probe(arguments.words)
+
+
+def _sweep_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, help="YAML file with methods, regularizers and seeds")
+    parser.add_argument(
+        "--output", type=Path, default=Path("sweep-output"), help="default: %(default)s"
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", help="instead of the file's")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="overrides",
+        metavar="KEY=VALUE",
+        help="a setting of every run, such as data.root=/images; can be repeated",
+    )
+    parser.add_argument(
+        "--minutes", type=float, help="begin no further run after as many; run again to go on"
+    )
+
+
+def _sweep(arguments: argparse.Namespace) -> None:
+    from lightly_collapse.pretrain.sweep import sweep  # noqa: PLC0415
+
+    sweep(
+        arguments.file,
+        arguments.output,
+        arguments.overrides,
+        seeds=arguments.seeds,
+        minutes=arguments.minutes,
+    )
+
+
+def _measure_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--arch", required=True, help="a model of torchvision or timm, such as resnet50"
+    )
+    parser.add_argument(
+        "--data", required=True, metavar="DIR", help="folder of images, or `digits`"
+    )
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        help="state dict or checkpoint of Lightning or Lightly; random weights without one",
+    )
+    parser.add_argument(
+        "--layers",
+        nargs="+",
+        metavar="LAYER",
+        help="layers to measure beside the output (default: the model's stages)",
+    )
+    parser.add_argument(
+        "--positions",
+        choices=("mean", "all"),
+        default="mean",
+        help="average feature maps over their positions or take all as rows (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--rtol",
+        type=float,
+        default=1e-3,
+        help="a dimension below this times the largest singular value counts as collapsed "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--lid-k", type=int, default=20, help="neighbours of the LID (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--image-size", type=int, metavar="PIXELS", help="default: 224, for the digits 32"
+    )
+    parser.add_argument("--batch-size", type=int, default=64, help="default: %(default)s")
+    parser.add_argument(
+        "--workers", type=int, default=0, help="processes that read images (default: %(default)s)"
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="measure at most N images")
+    parser.add_argument("--device", default="auto", help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--name", help="of the model in tables and figures")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("collapse-measure"),
+        help="folder for measure.json, measure.html and spectrum.png (default: %(default)s)",
+    )
+
+
+def _measure(arguments: argparse.Namespace) -> None:
+    from lightly_collapse.report.command import measure_command  # noqa: PLC0415
+
+    settings = vars(arguments)
+    measure_command(**{n: v for n, v in settings.items() if n not in ("verb", "run")})
+
+
+def _compare_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "reports", nargs="+", type=Path, metavar="REPORT", help="two or more measure.json"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("collapse-compare"),
+        help="folder for compare.html and spectrum.png (default: %(default)s)",
+    )
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    from lightly_collapse.report.command import compare_command  # noqa: PLC0415
+
+    compare_command(arguments.reports, arguments.output)
+
+
 def _predict_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, help="a folder of images, or `digits`")
     parser.add_argument(
@@ -104,6 +231,37 @@ def _predict(arguments: argparse.Namespace) -> None:
     )
 
 
+def _toy_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "experiment", help="strong-augmentation, implicit-regularization, landscape or digits"
+    )
+    parser.add_argument(
+        "--runs", type=int, default=5, help="of the first two, default: %(default)s"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--noise", type=float, help="of the first two (default: the papers')")
+    parser.add_argument("--steps", type=int, help="of SGD (default: the papers')")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("collapse-toy"),
+        help="folder for report.html, figure.png and toy.json (default: %(default)s)",
+    )
+
+
+def _toy(arguments: argparse.Namespace) -> None:
+    from lightly_collapse.report.toy import toy  # noqa: PLC0415
+
+    toy(
+        arguments.experiment,
+        runs=arguments.runs,
+        seed=arguments.seed,
+        noise=arguments.noise,
+        steps=arguments.steps,
+        output=arguments.output,
+    )
+
+
 def _export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint", type=Path, required=True, help="of Lightning, Lightly or torch.save"
@@ -155,10 +313,40 @@ _VERBS: dict[str, _Verb] = {
         _demo_arguments,
         _demo,
     ),
+    "pretrain": (
+        "pretrain an encoder: method, backbone, regularizers and data from a YAML file or options",
+        _words,
+        _pretrain,
+    ),
+    "probe": (
+        "measure the backbone of a checkpoint: kNN, linear probe, dimensions in use",
+        _words,
+        _probe,
+    ),
+    "sweep": (
+        "pretrain methods x regularizers x seeds, resumable, and compare them on one page",
+        _sweep_arguments,
+        _sweep,
+    ),
+    "measure": (
+        "measure the collapse of a backbone on images: numbers, figures and a page",
+        _measure_arguments,
+        _measure,
+    ),
+    "compare": (
+        "overlay what measure found of several backbones",
+        _compare_arguments,
+        _compare,
+    ),
     "predict": (
         "predict from images and augmentations which dimensions will collapse, before training",
         _predict_arguments,
         _predict,
+    ),
+    "toy": (
+        "run the papers' small experiments: how and why a linear network collapses",
+        _toy_arguments,
+        _toy,
     ),
     "export": (
         "write a checkpoint's ResNet for detectron2, with the configuration that fits it",

@@ -1,11 +1,13 @@
 """Pure functions, tensor in, tensor out: every formula of the package, once."""
 
+from lightly_collapse.functional.hypersphere import alignment, uniformity, wasserstein_uniformity
 from lightly_collapse.functional.intrinsic_dimension import (
     fisher_rao_distance,
     geometric_mean,
     lid_mle,
     lid_mom,
 )
+from lightly_collapse.functional.lidar import lidar
 from lightly_collapse.functional.orthogonality import orthogonality_penalty, weight_matrix
 from lightly_collapse.functional.spectrum import (
     alpha_req,
@@ -19,16 +21,20 @@ from lightly_collapse.functional.spectrum import (
     singular_values,
     stable_rank,
 )
+from lightly_collapse.functional.two_nn import danco, two_nn
 
 __all__ = [
+    "alignment",
     "alpha_req",
     "collapsed_dimensions",
     "condition_number",
+    "danco",
     "effective_rank",
     "fisher_rao_distance",
     "geometric_mean",
     "lid_mle",
     "lid_mom",
+    "lidar",
     "nesum",
     "normalized_eigenvalues",
     "orthogonality_penalty",
@@ -36,5 +42,8 @@ __all__ = [
     "rankme",
     "singular_values",
     "stable_rank",
+    "two_nn",
+    "uniformity",
+    "wasserstein_uniformity",
     "weight_matrix",
 ]

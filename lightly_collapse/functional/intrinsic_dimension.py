@@ -13,7 +13,9 @@ from lightly_collapse.functional.neighbors import neighbor_distances
 def lid_mom(x: Tensor, reference: Tensor | None = None, k: int = 64) -> Tensor:
     """Local intrinsic dimensionality by the method of moments.
 
-    LID = m / (r_k - m), where m is the mean of the k - 1 nearer distances r_1 .. r_{k-1}.
+    LID = m / (r_k - m), where m is the mean of the k - 1 nearer distances r_1 .. r_{k-1}, as in
+    LDReg's official code. scikit-dimension's `MOM` takes the mean of all k instead; its value at
+    the same k is (k LID + 1) / (k - 1).
 
     Args:
         x: (n, d) samples; half types are computed in float32.
@@ -45,7 +47,8 @@ def lid_mle(x: Tensor, reference: Tensor | None = None, k: int = 64) -> Tensor:
     """Local intrinsic dimensionality by maximum likelihood.
 
     LID = -(1/k sum_{i=1..k} ln(r_i / r_k))^-1: the sum runs over all k (its last term is zero) and
-    is divided by k.
+    is divided by k. scikit-dimension's `MLE` divides by k - 1; its value at the same k is
+    (k - 1) / k LID, and it combines the samples by the harmonic mean.
 
     Args:
         x: (n, d) samples; half types are computed in float32.

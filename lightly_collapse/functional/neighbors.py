@@ -9,21 +9,27 @@ from torch.library import custom_op
 from lightly_collapse.functional._check import as_float, check_finite
 
 _PRODUCT_BYTES = 64 * 2**20
-_GATHER_BYTES = 4 * 2**20  # what is gathered is read again at once: let it stay in the cache
+_GATHER_BYTES = 3 * 2**19  # what is gathered is read again at once: let it stay in the cache
+_MORE = 8  # candidates than neighbours: in a cloud of points the next ones lie close behind
 
 _Found = tuple[Tensor, Tensor, Tensor]  # distances, rows, and whether they are certain
 
 
-def _location_and_scale(reference: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean, and the power of two below the largest deviation from it.
+def _unit(x: Tensor, reference: Tensor) -> Tensor | None:
+    """A power of two to divide by, which rounds nothing, where squares could under- or overflow."""
+    info = torch.finfo(x.dtype)
+    longest = torch.maximum(*(torch.linalg.vector_norm(p, dim=1).amax() for p in (x, reference)))
+    if info.tiny**0.25 < longest < info.max**0.25:
+        return None
+    largest = torch.maximum(x.abs().amax(), reference.abs().amax())
+    return torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent - 1)
 
-    In units of the latter no square under- or overflows, and to divide by it rounds nothing.
-    """
+
+def _location(reference: Tensor) -> Tensor | None:
+    """The mean point, where the points lie farther from the origin than from each other."""
     mean = reference.mean(dim=0)
-    low, high = reference.aminmax(dim=0)
-    deviation = torch.maximum(high - mean, mean - low).max()
-    deviation = torch.where(deviation > 0, deviation, 1).clamp(min=torch.finfo(mean.dtype).tiny)
-    return mean, torch.ldexp(torch.ones_like(deviation), torch.frexp(deviation).exponent - 1)
+    squares = torch.linalg.vector_norm(reference).square() / len(reference)
+    return mean if 2 * mean.square().sum() > squares else None
 
 
 def _in_one_dtype(x: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,8 +80,10 @@ def nearest_neighbors(
             f"k must be between 1 and the number of candidate neighbours, {candidates}, got {k}"
         )
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-        mean, scale = _location_and_scale(reference)
-        x, reference, mean = x / scale, reference / scale, mean / scale
+        unit = _unit(x, reference)
+        if unit is not None:
+            x, reference = x / unit, reference / unit
+        mean = _location(reference)
         distances, rows, certain = _by_products(x, reference, mean, k, exclude, dtype=x.dtype)
         passes = [_by_differences]
         if x.dtype == torch.float32 and x.device.type != "mps":  # which has no float64
@@ -86,13 +94,13 @@ def nearest_neighbors(
             todo = (~certain).nonzero().squeeze(1)
             own = None if exclude is None else exclude[todo]
             distances[todo], rows[todo], certain[todo] = search(x[todo], reference, mean, k, own)
-        return distances * scale, rows
+        return distances if unit is None else distances * unit, rows
 
 
 def _by_products(
     x: Tensor,
     reference: Tensor,
-    mean: Tensor,
+    mean: Tensor | None,
     k: int,
     exclude: Tensor | None,
     *,
@@ -100,16 +108,16 @@ def _by_products(
 ) -> _Found:
     """Neighbours among candidates found by matrix products in `dtype`, and which are certain."""
     candidates = reference.shape[0] - (exclude is not None)
-    # A few more than k: in a cloud of points the next ones lie close behind the k-th.
-    number = min(k + max(8, k // 4), candidates)
+    number = min(k + _MORE, candidates)
     eps = torch.finfo(dtype).eps
-    centred = reference.to(dtype) - mean
+    # Distances from the mean point are shorter, and so is the rounding of their products.
+    centred = reference.to(dtype) if mean is None else reference.to(dtype) - mean
     length = torch.linalg.vector_norm(centred, dim=1)
     chunks = _chunks(x.shape[0], reference.shape[0] * centred.element_size(), _PRODUCT_BYTES)
     product = centred.new_empty(chunks[0].stop, reference.shape[0])  # once: fresh pages cost
     found = []
     for chunk in chunks:
-        queries = x[chunk].to(dtype) - mean
+        queries = x[chunk].to(dtype) if mean is None else x[chunk].to(dtype) - mean
         squares = product[: queries.shape[0]]
         torch.addmm(length.square(), queries, centred.T, alpha=-2, out=squares)
         if exclude is not None:
@@ -134,18 +142,18 @@ def _by_products(
 
 
 def _by_double_products(
-    x: Tensor, reference: Tensor, mean: Tensor, k: int, exclude: Tensor | None
+    x: Tensor, reference: Tensor, mean: Tensor | None, k: int, exclude: Tensor | None
 ) -> _Found:
     return _by_products(x, reference, mean, k, exclude, dtype=torch.float64)
 
 
 def _by_differences(
-    x: Tensor, reference: Tensor, mean: Tensor, k: int, exclude: Tensor | None
+    x: Tensor, reference: Tensor, mean: Tensor | None, k: int, exclude: Tensor | None
 ) -> _Found:
     """Neighbours among all rows, every distance computed from differences; slow."""
     found = []
     for chunk in _chunks(x.shape[0], reference.shape[0] * x.element_size(), _PRODUCT_BYTES):
-        every = _direct(x[chunk], reference)
+        every = torch.cdist(x[chunk], reference, compute_mode="donot_use_mm_for_euclid_dist")
         if exclude is not None:
             every.scatter_(1, exclude[chunk, None], torch.inf)
         nearest = every.topk(k, largest=False, sorted=True)
@@ -176,13 +184,14 @@ def _factor_rounding(dtype: torch.dtype) -> float:
 def _candidate_distances(x: Tensor, reference: Tensor, rows: Tensor) -> Tensor:
     distances = x.new_empty(rows.shape)
     bytes_per_row = rows.shape[1] * reference.shape[1] * x.element_size()
-    for chunk in _chunks(x.shape[0], bytes_per_row, _GATHER_BYTES):
-        distances[chunk] = _direct(x[chunk, None], reference[rows[chunk]]).squeeze(1)
+    chunks = _chunks(x.shape[0], bytes_per_row, _GATHER_BYTES)
+    gathered = x.new_empty(chunks[0].stop * rows.shape[1], reference.shape[1])
+    for chunk in chunks:
+        near = rows[chunk].flatten()
+        differences = torch.index_select(reference, 0, near, out=gathered[: len(near)])
+        differences = differences.view(-1, rows.shape[1], reference.shape[1]).sub_(x[chunk, None])
+        torch.linalg.vector_norm(differences, dim=2, out=distances[chunk])
     return distances
-
-
-def _direct(x: Tensor, y: Tensor) -> Tensor:
-    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def neighbor_distances(
@@ -237,6 +246,27 @@ def _(
     return x.new_empty(x.shape[0], k), x.new_empty(x.shape[0], k, dtype=torch.int64)
 
 
+@custom_op(
+    "lightly_collapse::pull",
+    mutates_args=(),
+    schema="(Tensor x, Tensor reference, Tensor rows, Tensor weights) -> Tensor",
+)
+def _pull(x: Tensor, reference: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
+    """sum_j w_ij (x_i - y_j), y_j the rows of the reference in the i-th row of `rows`."""
+    mean = _location(reference)
+    if mean is not None:  # the two terms would cancel
+        x, reference = x - mean, reference - mean
+    pulled: Tensor = torch.nn.functional.embedding_bag(
+        rows, reference, per_sample_weights=weights, mode="sum"
+    )
+    return x * weights.sum(dim=1, keepdim=True) - pulled
+
+
+@_pull.register_fake
+def _(x: Tensor, reference: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
 class _NeighborDistances(torch.autograd.Function):
     """d r_ij / d x_i = (x_i - y_j) / r_ij, summed over j by one weighted bag of neighbour rows."""
 
@@ -250,15 +280,10 @@ class _NeighborDistances(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         x, reference, distances, rows = ctx.saved_tensors
-        if torch.is_grad_enabled():  # the gradient is to be differentiated: so must these be
-            squares = (x[:, None] - reference[rows]).square().sum(dim=2)
-            distances = torch.where(distances > 0, squares, 1).sqrt() * (distances > 0)
-        # x_i sum_j w_ij - sum_j w_ij y_j is taken about the mean point and in units of the spread:
-        # where distances are small beside the mean, the two terms would cancel.
-        mean, scale = _location_and_scale(reference)
-        weights = torch.where(distances > 0, grad / (distances / scale), 0)
-        pulled = torch.nn.functional.embedding_bag(
-            rows, (reference - mean) / scale, per_sample_weights=weights, mode="sum"
-        )
-        pull: Tensor = (x - mean) / scale * weights.sum(dim=1, keepdim=True) - pulled
+        if torch.is_grad_enabled():  # the gradient is to be differentiated
+            differences = x[:, None] - reference[rows]
+            squares = torch.where(distances > 0, differences.square().sum(dim=2), torch.inf)
+            return (differences * (grad / squares.sqrt())[:, :, None]).sum(dim=1), None, None, None
+        weights = torch.where(distances > 0, grad / distances, 0)
+        pull: Tensor = _pull(x, reference, rows, weights)
         return pull, None, None, None

@@ -6,8 +6,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from lightly_collapse.report.figures import figure, to_png, to_svg
+from lightly_collapse.report.figures import to_png, to_svg
 from lightly_collapse.report.page import render
+from lightly_collapse.report.plots import log_lines
 
 _Record = Mapping[str, Any]
 
@@ -44,7 +45,7 @@ def demo_page(record: _Record) -> str:
             "Singular values of the representation against their index, one line a method",
         ),
         weights=to_svg(
-            _lines(
+            log_lines(
                 {r["title"]: r["weight_eigenvalues"] for r in results},
                 "normalised eigenvalue of the last convolution",
             ),
@@ -95,25 +96,8 @@ def _accuracy_sentence(results: Sequence[_Record], images: int) -> str:
 
 
 def _spectrum_figure(record: _Record) -> Figure:
-    return _lines(
+    return log_lines(
         {r["title"]: [s / r["spectrum"][0] for s in r["spectrum"]] for r in record["results"]},
         "singular value / largest",
         record["settings"]["collapse_rtol"],
     )
-
-
-def _lines(
-    lines: Mapping[str, Sequence[float]], ylabel: str, tolerance: float | None = None
-) -> Figure:
-    with figure() as (fig, axes):
-        for title, values in lines.items():
-            positive = [v if v > 0 else math.nan for v in values]
-            axes.plot(range(1, len(values) + 1), positive, label=title)
-        if tolerance is not None:
-            axes.axhline(tolerance, linestyle="--", linewidth=1, color="#7f7f7f")
-        axes.set_yscale("log")
-        axes.set_xlabel("index, largest first")
-        axes.set_ylabel(ylabel)
-        axes.margins(x=0.01)
-        axes.legend()
-    return fig

@@ -117,7 +117,7 @@ def _left_out(r: _Record) -> Figure:
     with figure() as (fig, axes):
         axes.plot(
             range(1, r["width"] + 1), _positive(r["spectrum"]), color=COLORS[0],
-            label="all augmentations", linewidth=2.4,
+            label="all augmentations", linewidth=2.4, zorder=3,
         )  # fmt: skip
         for number, step in enumerate(r["leave_one_out"]):
             axes.plot(

@@ -91,7 +91,7 @@ def compare_on_digits(
         batch_size: of InfoNCE.
         weight_decay: g in the units of the landscape, for the spectral contrastive loss alone.
         seed: of everything.
-        progress: called with (strengths done, strengths).
+        progress: called with (parts of the work done, parts).
 
     Returns:
         One comparison for each strength.
@@ -99,6 +99,12 @@ def compare_on_digits(
     images = digit_pixels()
     directions = noise_directions(images.shape[1], seed)
     predictions, spectral = [], []
+    count = len(strengths)
+
+    def report(done: int) -> None:
+        if progress is not None:
+            progress(done, 3 * count if steps else count)
+
     for number, strength in enumerate(strengths):
         noise = strength * directions
         predictions.append(predict(images, noise, weight_decay=weight_decay, seed=seed))
@@ -106,25 +112,24 @@ def compare_on_digits(
             images, noise, weight_decay=2 * weight_decay, seed=seed + 1
         )
         spectral.append(_embedding_eigenvalues(weight, images))
-        if progress is not None:
-            progress(number + 1, len(strengths))
+        report(number + 1)
     infonce: Sequence[Tensor | None] = [None] * len(strengths)
-    finite_time: Sequence[Tensor | None] = infonce
+    finite_time: list[Tensor | None] = [None] * len(strengths)
     if steps:
-        settings = Settings(temperature, learning_rate, batch_size, steps, steps)
+        settings = Settings(temperature, learning_rate, batch_size, steps, max(1, steps // 20))
         infonce = _train_infonce(
-            images.expand(len(strengths), -1, -1),
+            images,
             torch.stack([strength * directions for strength in strengths]),
             settings,
-            images,
             seed + 2,
+            lambda done, total: report(count + count * done // total),
         )
-        finite_time = [
-            p.after_training(
+        for number, prediction in enumerate(predictions):
+            run = prediction.after_training(
                 steps, learning_rate, temperature=temperature, batch_size=batch_size, seeds=[seed]
-            ).spectrum[-1, 0]
-            for p in predictions
-        ]
+            )
+            finite_time[number] = run.spectrum[-1, 0]
+            report(2 * count + number + 1)
     return [
         Comparison(*row)
         for row in zip(strengths, predictions, spectral, infonce, finite_time, strict=True)
@@ -216,14 +221,19 @@ def train_spectral_contrastive(
 
 
 def _train_infonce(
-    samples: Tensor, noise: Tensor, settings: Settings, images: Tensor, seed: int
+    images: Tensor,
+    noise: Tensor,
+    settings: Settings,
+    seed: int,
+    progress: Callable[[int, int], None],
 ) -> list[Tensor]:
-    runs, _, dimension = samples.shape
+    """Eigenvalues after InfoNCE, one run for each of the noises (R, k, D)."""
+    runs, _, dimension = noise.shape
     generators = [torch.Generator().manual_seed(seed + run) for run in range(runs)]
-    bound = dimension**-0.5
+    bound = dimension**-0.5  # torch.nn.Linear's own start
     start = torch.stack([torch.rand(dimension, dimension, generator=g) for g in generators])
     network = Network([(2 * start - 1) * bound])
-    train(network, Views(samples, noise, generators), settings)
+    train(network, Views(images.expand(runs, -1, -1), noise, generators), settings, progress)
     return [_embedding_eigenvalues(weight.double(), images) for weight in network.layers[0]]
 
 

@@ -111,6 +111,7 @@ def estimate_spectrum(
     Returns:
         The estimate.
     """
+    sample = sample.double()
     covariances = estimate_covariances(sample)
     spectra = [loss.spectrum(covariances)]
     spectra += [

@@ -116,6 +116,9 @@ def train(
 
     Returns:
         The records; the first is the start, its growth matrix averaged over batches of its own.
+
+    Raises:
+        ValueError: if the batch is larger than the data or training diverges.
     """
     n, rate = settings.batch_size, settings.learning_rate
     if n > views.samples.shape[1]:
@@ -153,6 +156,10 @@ def train(
         if network.bias is not None:
             network.bias.sub_(bias_gradient, alpha=rate)
         if done % settings.record_every == 0 or done == settings.steps:
+            if not all(layer.isfinite().all() for layer in network.layers):
+                raise ValueError(
+                    f"learning_rate must be lower: training diverged by step {done}, got {rate}"
+                )
             records.append(_record(done, network, growth))
             growth = []
             if progress is not None:

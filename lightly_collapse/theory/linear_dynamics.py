@@ -112,8 +112,8 @@ def strong_augmentation_dynamics(
         The recorded training.
 
     Raises:
-        ValueError: if a setting is out of its range, or a covariance is not symmetric and
-            positive semi-definite.
+        ValueError: if a setting is out of its range, a covariance is not symmetric and positive
+            semi-definite, or training diverges.
 
     Examples:
         >>> run = strong_augmentation_dynamics(noise=2.0, steps=3000, seeds=[0])
@@ -186,7 +186,7 @@ def implicit_regularization_dynamics(
         The recorded training.
 
     Raises:
-        ValueError: if a setting is out of its range.
+        ValueError: if a setting is out of its range or training diverges.
 
     Examples:
         >>> run = implicit_regularization_dynamics(steps=2000, seeds=[0])

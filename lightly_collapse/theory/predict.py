@@ -204,7 +204,8 @@ def predict_collapse(
             backbone; pixels after average pooling by default.
         n_images: how many images, at random; all where there are fewer. Take several times as many
             as there are features.
-        n_views: how many views of each.
+        n_views: how many views of each. A fraction a/(a+c) is known to about
+            1 / (n_views sqrt(n_images)) at best: weak directions need many views.
         width: dimension of the embedding; that of the features by default.
         weight_decay: g in g |W|^2, in the units of the landscape; temperature times the factor of
             |W|^2 in the training loss for InfoNCE, half of it for the spectral contrastive loss.

@@ -150,6 +150,7 @@ def test_covariances_of_ones_own():
         ({"batch_size": 1}, "batch_size must be at least 2"),
         ({"samples": 100}, "batch_size must not exceed the number of samples 100"),
         ({"seeds": []}, "seeds must name"),
+        ({"learning_rate": 1e3, "steps": 200}, "learning_rate must be lower: training diverged"),
         ({"width": 0}, "width must be at least 1"),
         ({"spectrum_samples": 1}, "spectrum_samples must be"),
         ({"weight_decay": -1.0}, "weight_decay must not be negative"),

@@ -1,0 +1,103 @@
+"""Global intrinsic dimension: of how many dimensions the whole set of samples looks like."""
+
+from math import floor
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from lightly_collapse.functional._check import check_rows
+from lightly_collapse.functional.neighbors import nearest_neighbors
+
+
+def two_nn(x: Tensor, discard_fraction: float = 0.1) -> Tensor:
+    """TwoNN: intrinsic dimension from the ratio of each sample's two nearest distances.
+
+    With mu_i = r_2 / r_1 in ascending order and F_i = i / n, the slope of the line through the
+    origin fitted to (ln mu_i, -ln(1 - F_i)) by least squares. The largest ratios are left out of
+    the fit and counted in n; samples whose nearest neighbour is at the same place have no ratio
+    and are left out altogether. This is the definition, and with the default the setting, of
+    scikit-dimension's `TwoNN`.
+
+    Args:
+        x: (n, d) samples; half types are computed in float32.
+        discard_fraction: the share of the largest ratios left out, between 0 and 1, neither
+            included.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: if `x` is not 2-D, has fewer than three rows, holds NaN or inf, fewer than two
+            ratios are left to fit, these are all one, or `discard_fraction` is outside (0, 1).
+
+    Source: Facco et al., "Estimating the intrinsic dimension of datasets by a minimal neighborhood
+    information", Scientific Reports 7, 12140, 2017.
+
+    Examples:
+        >>> plane = torch.rand(2000, 2, generator=torch.Generator().manual_seed(0))
+        >>> f"{two_nn(plane):.1f}"
+        '2.0'
+    """
+    if not 0 < discard_fraction < 1:
+        raise ValueError(
+            f"discard_fraction must be between 0 and 1, neither included, got {discard_fraction}"
+        )
+    x = check_rows(x, "x", minimum=3)
+    r, _ = nearest_neighbors(x, x, k=2, exclude=torch.arange(x.shape[0], device=x.device))
+    r = r[r[:, 0] > 0].double() if x.device.type != "mps" else r[r[:, 0] > 0]
+    n = r.shape[0]
+    kept = floor(n * (1 - discard_fraction))
+    if kept < 2:
+        raise ValueError(
+            "x must leave at least two samples with two distinct neighbours to fit, got "
+            f"{kept} of {x.shape[0]} rows ({x.shape[0] - n} have a duplicate)"
+        )
+    log_mu = (r[:, 1] / r[:, 0]).sort().values[:kept].log()
+    survival = 1 - torch.arange(1, kept + 1, device=x.device).to(log_mu) / n
+    if not log_mu.any():
+        raise ValueError("x must not have its two nearest distances equal at every sample")
+    d = -(log_mu @ survival.log()) / log_mu.square().sum()
+    return d.to(x.dtype)
+
+
+def danco(x: Tensor, k: int = 10, random_state: int | None = 0) -> float:
+    """DANCo: global intrinsic dimension from the norms and angles of nearest neighbours.
+
+    Computed by scikit-dimension (the extra `intrinsic-dimension`), which compares the data with
+    samples of spheres of every dimension up to the data's: minutes for wide features.
+
+    Args:
+        x: (n, d) samples.
+        k: number of neighbours.
+        random_state: seed of the samples it compares with.
+
+    Returns:
+        The intrinsic dimension.
+
+    Raises:
+        ImportError: if scikit-dimension is not installed.
+        ValueError: if `x` is not 2-D, has too few rows for `k`, or holds NaN or inf.
+
+    Source: Ceruti et al., "DANCo: an intrinsic dimensionality estimator exploiting angle and norm
+    concentration", Pattern Recognition 47(8), 2014.
+
+    Examples:
+        >>> danco(torch.rand(100, 3), k=100)
+        Traceback (most recent call last):
+        ...
+        ValueError: k must be between 2 and the number of other rows, 99, got 100
+    """
+    x = check_rows(x, "x", minimum=3)
+    if not 2 <= k < x.shape[0]:
+        raise ValueError(
+            f"k must be between 2 and the number of other rows, {x.shape[0] - 1}, got {k}"
+        )
+    try:
+        from skdim.id import DANCo  # noqa: PLC0415
+    except ImportError as error:
+        raise ImportError(
+            "danco needs scikit-dimension: pip install 'lightly-collapse[intrinsic-dimension]'"
+        ) from error
+    estimator = DANCo(k=k, random_state=random_state)
+    return cast(float, estimator.fit_transform(x.detach().cpu().double().numpy()))

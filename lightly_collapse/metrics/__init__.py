@@ -1,0 +1,47 @@
+"""torchmetrics classes over `lightly_collapse.functional`: streaming, DDP-correct, bounded."""
+
+from lightly_collapse.metrics.collection import CollapseMetrics, collapse_metrics
+from lightly_collapse.metrics.features import LayerTaps, feature_rows, hidden_features
+from lightly_collapse.metrics.hypersphere import Alignment, Uniformity, WassersteinUniformity
+from lightly_collapse.metrics.intrinsic_dimension import LocalIntrinsicDimension, TwoNN
+from lightly_collapse.metrics.lidar import LiDAR
+from lightly_collapse.metrics.probe import LayerProbe, Reading
+from lightly_collapse.metrics.spectrum import (
+    AlphaReQ,
+    CollapsedDimensions,
+    ConditionNumber,
+    EffectiveRank,
+    NESum,
+    ParticipationRatio,
+    RankMe,
+    Spectrum,
+    StableRank,
+)
+from lightly_collapse.metrics.weights import WeightSpectrum, weight_spectra
+
+__all__ = [
+    "Alignment",
+    "AlphaReQ",
+    "CollapseMetrics",
+    "CollapsedDimensions",
+    "ConditionNumber",
+    "EffectiveRank",
+    "LayerProbe",
+    "LayerTaps",
+    "LiDAR",
+    "LocalIntrinsicDimension",
+    "NESum",
+    "ParticipationRatio",
+    "RankMe",
+    "Reading",
+    "Spectrum",
+    "StableRank",
+    "TwoNN",
+    "Uniformity",
+    "WassersteinUniformity",
+    "WeightSpectrum",
+    "collapse_metrics",
+    "feature_rows",
+    "hidden_features",
+    "weight_spectra",
+]

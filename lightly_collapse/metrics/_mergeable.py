@@ -1,0 +1,141 @@
+"""What every metric here shares: states that merge, rows that are checked, float64 that stays."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities.distributed import gather_all_tensors
+
+from lightly_collapse.functional._check import check_rows
+
+_NAN_STRATEGIES = ("error", "drop")
+
+
+@contextmanager
+def exact_arithmetic(device: torch.device) -> Iterator[None]:
+    """Without autocast, gradients and inference mode.
+
+    Lightning validates in inference mode; states made there could not be updated outside it.
+    """
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        torch.autocast(device.type, enabled=False),
+    ):
+        yield
+
+
+class MergeableMetric(Metric):
+    """A metric whose states of several processes, or batches, merge into that of all their rows.
+
+    Subclasses declare tensor states and say in `_merge` how they combine. That one rule serves
+    DDP (with unequal shares, or a process without any row), `forward` and `merge_state`. States
+    are kept in `state_dict`; `persistent(False)` leaves them out.
+
+    Floating-point states stay float64 through `.half()`, `.to(dtype)` and Lightning's precision
+    plugins; on devices without float64 (Apple's MPS) they stay on the CPU.
+
+    Attributes:
+        rows: number of rows taken in, as an int64 tensor.
+        dropped: number of rows left out for holding NaN or inf, as an int64 tensor.
+    """
+
+    is_differentiable = False
+    higher_is_better: bool | None = None
+    full_state_update: bool | None = False
+
+    rows: Tensor
+    dropped: Tensor
+    settings: Tensor
+
+    def __init__(self, nan_strategy: str, settings: Sequence[int] = (), **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if nan_strategy not in _NAN_STRATEGIES:
+            raise ValueError(
+                f"nan_strategy must be one of {', '.join(_NAN_STRATEGIES)}, got {nan_strategy!r}"
+            )
+        self.nan_strategy = nan_strategy
+        self._add("rows", torch.tensor(0))
+        self._add("dropped", torch.tensor(0))
+        # A MetricCollection groups metrics by equal states: those that treat the same rows
+        # differently must not look equal.
+        self._add("settings", torch.tensor([_NAN_STRATEGIES.index(nan_strategy), *settings]))
+
+    def _add(self, name: str, default: Tensor) -> None:
+        self.add_state(name, default, dist_reduce_fx=None, persistent=True)
+
+    def _merge(self, states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """The states of all rows, from at least one set of states; none is changed."""
+        return {
+            "rows": torch.stack([s["rows"] for s in states]).sum(),
+            "dropped": torch.stack([s["dropped"] for s in states]).sum(),
+            "settings": states[0]["settings"],
+        }
+
+    def _finite_rows(self, z: Tensor, name: str = "z", flat: Tensor | None = None) -> Tensor:
+        """`z` on this metric's device, its rows checked, or those not finite dropped and counted.
+
+        `flat` is the (rows, anything) view in which a row is looked at, `z` itself by default.
+        """
+        z = z.detach().to(self.device)
+        if self.nan_strategy == "error":
+            check_rows(z if flat is None else flat.detach(), name)
+            return z
+        finite = (z if flat is None else flat.detach().to(self.device)).isfinite().all(dim=1)
+        kept = z[finite]
+        self.dropped = self.dropped + (z.shape[0] - kept.shape[0])
+        return kept
+
+    def _check_updated(self) -> None:
+        if not self.rows:
+            raise ValueError(
+                f"{type(self).__name__}.compute needs at least one update with finite rows, got "
+                f"none ({int(self.dropped)} dropped)"
+            )
+
+    def _output(self, value: Tensor) -> Tensor:
+        """In the dtype of the metric; half types would overflow."""
+        keep = self.dtype == torch.float64 or not value.is_floating_point()
+        return value if keep else value.float()
+
+    def _states(self) -> dict[str, Tensor]:
+        return {name: getattr(self, name) for name in self._defaults}
+
+    def _set_states(self, states: Mapping[str, Tensor]) -> None:
+        for name, value in states.items():
+            setattr(self, name, value)
+
+    def _sync_dist(
+        self, dist_sync_fn: Callable[..., Any] = gather_all_tensors, process_group: Any = None
+    ) -> None:
+        group = process_group or self.process_group
+        gathered = {name: dist_sync_fn(getattr(self, name), group=group) for name in self._defaults}
+        processes = range(len(gathered["rows"]))
+        self._set_states(self._merge([{n: v[p] for n, v in gathered.items()} for p in processes]))
+
+    def _reduce_states(self, incoming_state: dict[str, Any]) -> None:
+        self._set_states(self._merge([incoming_state, self._states()]))
+        self._computed = None
+        self._update_count = max(1, self._update_count)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        given = {n: state_dict[prefix + n] for n in self._defaults if prefix + n in state_dict}
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        for name, value in given.items():
+            setattr(self, name, value.clone().to(self.device))
+        self._computed = None
+        self._update_count = int(self.rows > 0)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = ()) -> Any:
+        # Only the device is followed: see the class.
+        super()._apply(fn, exclude_state=tuple(self._defaults))
+        target = fn(torch.zeros(1, device=self.device)).device
+        self._device = torch.device("cpu") if target.type == "mps" else target
+        for name, default in self._defaults.items():
+            if isinstance(default, Tensor):
+                self._defaults[name] = default.to(self._device)
+                setattr(self, name, getattr(self, name).to(self._device))
+        return self

@@ -1,0 +1,120 @@
+"""Intrinsic dimension metrics over a bounded uniform sample of the rows."""
+
+from typing import Any
+
+from torch import Tensor
+
+from lightly_collapse import functional
+from lightly_collapse.metrics._reservoir import ReservoirMetric
+
+_ESTIMATORS = {"mom": functional.lid_mom, "mle": functional.lid_mle}
+
+
+class LocalIntrinsicDimension(ReservoirMetric):
+    """Geometric mean of the local intrinsic dimensionality (mLID) of a sample of the rows.
+
+    The neighbours of a sampled row are sought in the sample: with fewer rows than the stream has,
+    they are farther away and the measure is less local. Compare values of equal `rows_used`.
+
+    Args:
+        k: number of neighbours, at least 2.
+        estimator: `mom` (method of moments) or `mle` (maximum likelihood).
+        size: number of rows of the sample at most; `rows_used` says how many there are.
+        seed: of the sample.
+        reduction: `geometric_mean`, or `none` for the LID of every sampled row.
+        nan_strategy: `error`, or `drop` rows that hold NaN or inf and count them in `dropped`.
+        **kwargs: as `torchmetrics.Metric`.
+
+    Source: Huang et al., "LDReg", ICLR 2024, arXiv 2401.10474.
+
+    Examples:
+        >>> import torch
+        >>> metric = LocalIntrinsicDimension(k=64, size=2000)
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> for _ in range(20):
+        ...     metric.update(torch.rand(250, 2, generator=generator))
+        >>> f"{metric.compute():.1f} from {metric.rows_used} of {metric.rows} rows"
+        '1.9 from 2000 of 5000 rows'
+    """
+
+    def __init__(
+        self,
+        k: int = 64,
+        estimator: str = "mom",
+        size: int = 5000,
+        seed: int = 0,
+        reduction: str = "geometric_mean",
+        nan_strategy: str = "error",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(size, seed, nan_strategy, **kwargs)
+        if estimator not in _ESTIMATORS:
+            raise ValueError(
+                f"estimator must be one of {', '.join(_ESTIMATORS)}, got {estimator!r}"
+            )
+        if reduction not in ("geometric_mean", "none"):
+            raise ValueError(f"reduction must be geometric_mean or none, got {reduction!r}")
+        if not 2 <= k < size:
+            raise ValueError(f"k must be between 2 and size - 1, {size - 1}, got {k}")
+        self.k = k
+        self.estimator = estimator
+        self.reduction = reduction
+
+    def compute(self) -> Tensor:
+        """The measure of the sample.
+
+        Returns:
+            A scalar, or (rows_used,) with `reduction="none"`; float32.
+
+        Raises:
+            ValueError: if the sample has no more than `k` rows.
+        """
+        sample = self._rows()
+        if sample.shape[0] <= self.k:
+            raise ValueError(
+                f"k must be below the number of rows seen, {sample.shape[0]}, got {self.k}"
+            )
+        lid = _ESTIMATORS[self.estimator](sample, k=self.k)
+        return self._output(lid if self.reduction == "none" else functional.geometric_mean(lid))
+
+
+class TwoNN(ReservoirMetric):
+    """TwoNN global intrinsic dimension (Facco et al. 2017) of a sample of the rows.
+
+    See `lightly_collapse.functional.two_nn`.
+
+    Args:
+        discard_fraction: the share of the largest ratios left out of the fit.
+        size: number of rows of the sample at most; `rows_used` says how many there are.
+        seed: of the sample.
+        nan_strategy: `error`, or `drop` rows that hold NaN or inf and count them in `dropped`.
+        **kwargs: as `torchmetrics.Metric`.
+
+    Examples:
+        >>> import torch
+        >>> metric = TwoNN()
+        >>> f"{metric(torch.rand(2000, 2, generator=torch.Generator().manual_seed(0))):.1f}"
+        '2.0'
+    """
+
+    def __init__(
+        self,
+        discard_fraction: float = 0.1,
+        size: int = 5000,
+        seed: int = 0,
+        nan_strategy: str = "error",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(size, seed, nan_strategy, **kwargs)
+        self.discard_fraction = discard_fraction
+
+    def compute(self) -> Tensor:
+        """The intrinsic dimension of the sample.
+
+        Returns:
+            A scalar, float32.
+
+        Raises:
+            ValueError: if the sample has fewer than three rows, or too few distinct ones.
+        """
+        return self._output(functional.two_nn(self._rows(), self.discard_fraction))

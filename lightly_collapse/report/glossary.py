@@ -1,0 +1,59 @@
+"""What each number means, in one line, and which way is better."""
+
+from typing import NamedTuple
+
+
+class Entry(NamedTuple):
+    """A number's title, its meaning, and whether `higher` or `lower` is better, or `neither`."""
+
+    title: str
+    meaning: str
+    better: str
+
+
+GLOSSARY: dict[str, Entry] = {
+    "rankme": Entry(
+        "RankMe",
+        "how many dimensions the features use, weighted by how evenly; their mean counts as one",
+        "higher",
+    ),
+    "effective_rank": Entry(
+        "effective rank", "the same after the mean has been taken out", "higher"
+    ),
+    "collapsed_dimensions": Entry(
+        "collapsed dimensions",
+        "dimensions whose singular value is next to nothing beside the largest",
+        "lower",
+    ),
+    "stable_rank": Entry(
+        "stable rank",
+        "total energy in units of the strongest direction, mean included",
+        "higher",
+    ),
+    "participation_ratio": Entry(
+        "participation ratio",
+        "how many principal components share the variance, dominated by the strongest",
+        "higher",
+    ),
+    "nesum": Entry("NESum", "total variance in units of the strongest component", "higher"),
+    "alpha_req": Entry(
+        "α-ReQ",
+        "how fast the variances decay; near 1 is healthy, far above means few directions dominate",
+        "neither",
+    ),
+    "condition_number": Entry(
+        "condition number", "strongest direction in units of the weakest", "lower"
+    ),
+    "mlid": Entry(
+        "mLID",
+        "in how many directions a sample's nearest neighbours lie (geometric mean)",
+        "higher",
+    ),
+    "two_nn": Entry(
+        "TwoNN dimension", "of how many dimensions the whole cloud of samples looks", "higher"
+    ),
+    "uniformity": Entry(
+        "uniformity", "how evenly samples spread on the unit sphere; 0 is one point", "lower"
+    ),
+}
+"""In the order in which they are shown."""

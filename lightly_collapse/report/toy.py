@@ -1,0 +1,296 @@
+"""The `toy` command: the papers' small experiments, with a page, a figure and JSON."""
+
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from lightly_collapse.report.figures import to_png, to_svg
+from lightly_collapse.report.files import check_writable_folder, write_whole
+from lightly_collapse.report.page import render
+from lightly_collapse.report.toy_figures import (
+    alignment_figure,
+    answer_figure,
+    comparison_figure,
+    landscape_figure,
+    layers_figure,
+    spectra_figure,
+)
+from lightly_collapse.theory import (
+    LinearDynamics,
+    QuarticLandscape,
+    implicit_regularization_dynamics,
+    strong_augmentation_dynamics,
+)
+from lightly_collapse.theory.against_training import compare_on_digits
+from lightly_collapse.theory.questions import answer_all
+
+_Progress = Callable[[int, int], None]
+_Content = dict[str, Any]  # title, verdict, figures (figure, caption, description), table, record
+
+EXPERIMENTS = ("strong-augmentation", "implicit-regularization", "landscape", "digits")
+"""Names for `toy`."""
+
+
+def toy(
+    experiment: str,
+    *,
+    runs: int = 5,
+    seed: int = 0,
+    noise: float | None = None,
+    steps: int | None = None,
+    output: Path = Path("collapse-toy"),
+    console: Console | None = None,
+) -> None:
+    """Run an experiment, print its numbers, and write `toy.json`, `figure.png` and `report.html`.
+
+    Args:
+        experiment: one of `EXPERIMENTS`.
+        runs: of the first two experiments, one a seed.
+        seed: the first.
+        noise: standard deviation of the augmentation in the two training experiments; their own
+            by default.
+        steps: SGD steps; the experiment's own by default.
+        output: folder for the files.
+        console: where to print; standard output by default.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+        OSError: if the folder cannot be written.
+    """
+    if experiment not in EXPERIMENTS:
+        raise ValueError(f"experiment must be one of {', '.join(EXPERIMENTS)}, got {experiment!r}")
+    if runs < 1:
+        raise ValueError(f"runs must be at least 1, got {runs}")
+    console = console or Console()
+    check_writable_folder(output)
+    options = {
+        name: value for name, value in (("noise", noise), ("steps", steps)) if value is not None
+    }
+    start = time.perf_counter()
+    columns = (TextColumn(experiment), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(experiment)
+
+        def progress(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        content = _RUNS[experiment](range(seed, seed + runs), options, progress)
+    seconds = time.perf_counter() - start
+    for sentence in content["verdict"]:
+        console.print(sentence)
+    record = {"experiment": experiment, "seconds": seconds, **content["record"]}
+    figures = content.pop("figures")
+    page = render(
+        "toy.html",
+        title=content["title"],
+        verdict=content["verdict"],
+        table=content["table"],
+        figures=[(to_svg(fig, caption), caption) for fig, caption in figures],
+        seconds=seconds,
+    )
+    write_whole(output / "toy.json", json.dumps(record, indent=1).encode())
+    write_whole(output / "figure.png", to_png(figures[0][0]))
+    for number, (fig, _) in enumerate(figures[1:], start=2):
+        write_whole(output / f"figure-{number}.png", to_png(fig))
+    write_whole(output / "report.html", page.encode())
+    console.print(f"{seconds:.0f} s. Written to {output}: report.html, figure.png, toy.json")
+
+
+def _strong_augmentation(seeds: range, options: dict[str, Any], progress: _Progress) -> _Content:
+    # Often enough to see the first moments, in which the closed form holds.
+    run = strong_augmentation_dynamics(**options, record_every=10, seeds=seeds, progress=progress)
+    noise = float(options.get("noise", 1.5))
+    c = torch.cat([torch.zeros(8), torch.full((8,), noise**2)]).diag()
+    landscape = QuarticLandscape.from_covariances(torch.eye(16), c)
+    predicted = landscape.whitened_eigenvalues[-1] ** 2 / landscape.whitened_eigenvalues[0] ** 2
+    final = run.spectrum[-1]
+    ratio = final[:, 8:].median(1).values.mean() / final[:, :8].mean()
+    verdict = [
+        f"Noise {noise:g} on the last 8 of 16 coordinates, {int(run.steps[-1])} steps, "
+        f"{_runs(seeds)}. Clean eigenvalues {_range(final[:, :8])}; noisy ones, each seed's "
+        f"last left out, {_range(final[:, 8:15])}; the last {_range(final[:, 15:])}. "
+        f"Below 1e-2 of the largest: {_counts(run)} of 16.",
+        f"Noisy to clean eigenvalues: {predicted:.3f} predicted by the landscape, {ratio:.3f} "
+        f"trained (median noisy over mean clean).",
+    ]
+    figures = [
+        (
+            spectra_figure(run, levels=[0.1, 0.1 * float(predicted)]),
+            "Eigenvalues of the clean data's embedding covariance over training, first seed; the "
+            "dashed lines are the landscape's prediction of where clean and noisy ones end.",
+        ),
+        (
+            layers_figure(run, until=min(0.2, float(run.time[-1]))),
+            "Singular values of the layer early in training (solid) and those of W(0) exp(X(0) t) "
+            "(dashed), the closed form with X as it is at the start. It holds for the first "
+            "moments, and shows from there which directions lose: X is negative along the noise.",
+        ),
+    ]
+    return _content("Strong augmentation collapses what it randomises", verdict, figures, run)
+
+
+def _implicit_regularization(
+    seeds: range, options: dict[str, Any], progress: _Progress
+) -> _Content:
+    run = implicit_regularization_dynamics(**options, seeds=seeds, progress=progress)
+    final, predicted = run.spectrum[-1].log(), 4 * run.closed_form[-1, 0].log()
+    verdict = [
+        f"Two layers, {int(run.steps[-1])} steps, {_runs(seeds)}. Log eigenvalues of the "
+        f"embedding: the first twelve {_range(final[:, :12])}; after them, mean over seeds, "
+        f"{', '.join(f'{v:.1f}' for v in final[:, 12:].mean(0).tolist())}. "
+        f"Below 1e-2 of the largest: {_counts(run)} of 16.",
+        "The coupled equation of aligned layers, from the start alone, puts the first twelve at "
+        f"{predicted[:12].mean():.1f} and the last four at "
+        f"{', '.join(f'{v:.1f}' for v in predicted[12:].tolist())}.",
+    ]
+    figures = [
+        (
+            spectra_figure(run, closed_form=True),
+            "Eigenvalues of the embedding covariance over training, first seed (solid), and those "
+            "of the coupled equation of aligned layers from the same start (dashed): small "
+            "singular values grow exponentially more slowly, and never arrive.",
+        ),
+        (
+            alignment_figure(run),
+            "Alignment of the adjacent layers at the end, |V2ᵀ U1|, first seed. Two blocks: the "
+            "directions that grew, among which nearly equal singular values leave the vectors "
+            "free, and those that lag behind.",
+        ),
+    ]
+    return _content("Overparameterized networks collapse by themselves", verdict, figures, run)
+
+
+def _landscape(seeds: range, _options: dict[str, Any], progress: _Progress) -> _Content:
+    answers = answer_all(seeds[0], progress)
+    figures = [
+        (
+            landscape_figure(),
+            "The landscape of one embedding dimension over two input dimensions. Left: both carry "
+            "signal; the minima lie on the better direction, the other is a saddle. Middle: strong "
+            "augmentation and a loss that weighs invariance; the augmented direction is gone. "
+            "Right: weight decay over the signal, and nothing is left but the origin.",
+        ),
+        *((answer_figure(a), f"{a.question} {a.sentence}") for a in answers),
+    ]
+    return {
+        "title": "The loss landscape, and the four questions it answers",
+        "verdict": [f"{a.question} {a.sentence}" for a in answers],
+        "figures": figures,
+        "table": None,
+        "record": {"answers": [vars(a) for a in answers]},
+    }
+
+
+def _digits(seeds: range, options: dict[str, Any], progress: _Progress) -> _Content:
+    found = compare_on_digits(
+        **{k: v for k, v in options.items() if k == "steps"}, seed=seeds[0], progress=progress
+    )
+    worst = max(c.largest_error() for c in found)
+    plain = [c.correlation() for c in found]
+    timed = [c.correlation(finite_time=True) for c in found]
+    rows = [
+        [
+            f"{c.noise:g}",
+            f"{100 * c.largest_error():.1f} %",
+            f"{int((c.spectral > 1e-2 * c.spectral[0]).sum())}",
+            f"{c.correlation():.3f}",
+            f"{c.correlation(finite_time=True):.3f}",
+        ]
+        for c in found
+    ]
+    return {
+        "title": "Prediction beside training, on handwritten digits",
+        "verdict": [
+            "Spectral contrastive loss, trained to convergence: the largest error of an eigenvalue "
+            f"above 1e-2 of the largest is {100 * worst:.1f} %, over {len(found)} strengths.",
+            f"InfoNCE, stopped: the log spectra correlate by {min(plain):.2f} to {max(plain):.2f} "
+            f"with the landscape's, and by {min(timed):.3f} to {max(timed):.3f} with those of the "
+            "linear dynamics run to the training time.",
+        ],
+        "figures": [
+            (
+                comparison_figure(found),
+                "Eigenvalues of the clean embedding's covariance, each divided by its largest: "
+                "prediction (lines) and training (dots). Noise on a random half of the directions "
+                "of pixel space.",
+            )
+        ],
+        "table": (
+            ["noise", "largest error, spectral loss", "eigenvalues compared",
+             "correlation, InfoNCE and landscape", "InfoNCE and linear dynamics"],
+            rows,
+        ),
+        "record": {
+            "comparisons": [
+                {
+                    "noise": c.noise,
+                    "predicted": c.predicted.tolist(),
+                    "spectral_contrastive": c.spectral.tolist(),
+                    "infonce": None if c.infonce is None else c.infonce.tolist(),
+                    "finite_time": None if c.finite_time is None else c.finite_time.tolist(),
+                }
+                for c in found
+            ]
+        },
+    }  # fmt: skip
+
+
+_RUNS: dict[str, Callable[[range, dict[str, Any], _Progress], _Content]] = {
+    "strong-augmentation": _strong_augmentation,
+    "implicit-regularization": _implicit_regularization,
+    "landscape": _landscape,
+    "digits": _digits,
+}
+
+
+def _content(
+    title: str, verdict: list[str], figures: list[tuple[Any, str]], run: LinearDynamics
+) -> _Content:
+    final = run.spectrum[-1]
+    header = ["seed", *(str(k + 1) for k in range(final.shape[1]))]
+    rows = [[str(k), *map(_short, row)] for k, row in enumerate(final.tolist())]
+    shown = slice(None, None, max(1, len(run.steps) // 100))
+    return {
+        "title": title,
+        "verdict": verdict,
+        "figures": figures,
+        "table": (header, rows),
+        "record": {
+            "steps": run.steps[shown].tolist(),
+            "final_spectrum": final.tolist(),
+            "spectrum": run.spectrum[shown].tolist(),
+            "singular_values": [layer[shown].tolist() for layer in run.singular_values],
+            "closed_form": _finite(run.closed_form[shown].tolist()),
+            "alignment": None if run.alignment is None else run.alignment.tolist(),
+        },
+    }
+
+
+def _short(value: float) -> str:
+    return f"{value:.2g}" if value >= 1e-3 else f"{value:.0e}"
+
+
+def _finite(values: Any) -> Any:
+    """Nested lists with None, which JSON has, for inf, which it has not."""
+    if isinstance(values, list):
+        return [_finite(value) for value in values]
+    return values if math.isfinite(values) else None
+
+
+def _runs(seeds: range) -> str:
+    return "1 seed" if len(seeds) == 1 else f"{len(seeds)} seeds"
+
+
+def _range(values: torch.Tensor) -> str:
+    return f"{values.max():.3g} to {values.min():.3g}"
+
+
+def _counts(run: LinearDynamics) -> str:
+    return ", ".join(str(count) for count in run.collapsed().tolist())

@@ -1,0 +1,82 @@
+"""Hidden features: which numbers become rows, and that hooks come off."""
+
+import pytest
+import torch
+from torch import nn
+
+from lightly_collapse.metrics import LayerTaps, feature_rows, hidden_features
+
+
+def test_every_position_of_a_feature_map_is_a_row_of_channels():
+    x = torch.arange(2 * 3 * 4 * 5.0).reshape(2, 3, 4, 5)
+    rows = feature_rows(x, "all")
+    assert rows.shape == (40, 3)
+    torch.testing.assert_close(rows[0], x[0, :, 0, 0])
+    torch.testing.assert_close(rows[27], x[1, :, 1, 2])
+    torch.testing.assert_close(feature_rows(x, "mean"), x.mean(dim=(2, 3)))
+
+
+def test_tokens_vectors_and_named_channel_axes():
+    tokens = torch.randn(2, 7, 5)
+    torch.testing.assert_close(feature_rows(tokens, "all"), tokens.reshape(14, 5))
+    torch.testing.assert_close(feature_rows(tokens, "mean"), tokens.mean(dim=1))
+    torch.testing.assert_close(feature_rows(tokens, channels=1), tokens.mean(dim=2))
+    vectors = torch.randn(3, 4)
+    for positions in ("all", "mean"):
+        assert torch.equal(feature_rows(vectors, positions), vectors)
+    swin = torch.randn(2, 4, 4, 6)
+    torch.testing.assert_close(feature_rows(swin, channels=-1), swin.mean(dim=(1, 2)))
+    assert torch.equal(feature_rows((vectors, "more")), vectors)
+
+
+def test_features_of_named_layers_of_all_their_calls():
+    shared = nn.Linear(4, 4)
+    net = nn.Sequential(shared, nn.ReLU(), shared)
+    x = torch.randn(5, 4)
+    features = hidden_features(net, x, ["0", "1"])
+    first = shared(x)
+    torch.testing.assert_close(features["0"], torch.cat([first, shared(first.relu())]))
+    torch.testing.assert_close(features["1"], first.relu())
+    assert not features["0"].requires_grad
+
+
+def run_tapped(net, x):
+    with LayerTaps(net, ["0", ""], lambda *_: None):
+        assert net._forward_hooks
+        net(x)
+
+
+def test_hooks_come_off_after_an_exception():
+    net = nn.Sequential(nn.Linear(4, 4))
+    with pytest.raises(RuntimeError, match="shapes"):
+        run_tapped(net, torch.zeros(2, 3))
+    assert not net._forward_hooks
+    assert not net[0]._forward_hooks
+
+
+class TwoHeads(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.used, self.unused = nn.Linear(2, 2), nn.Linear(2, 2)
+
+    def forward(self, x):
+        return {"out": self.used(x)}
+
+
+def test_bad_input():
+    net = TwoHeads()
+    x = torch.zeros(1, 2)
+    with pytest.raises(ValueError, match="got 'usde'; there are used"):
+        hidden_features(net, x, ["usde"])
+    with pytest.raises(ValueError, match="at least one layer name"):
+        hidden_features(net, x, [])
+    with pytest.raises(ValueError, match="must be called in forward, got 'unused'"):
+        hidden_features(net, x, ["unused"])
+    with pytest.raises(ValueError, match="got dict"):
+        hidden_features(net, x, [""])
+    with pytest.raises(ValueError, match="positions must be one of mean, all"):
+        feature_rows(x, "some")
+    with pytest.raises(ValueError, match="batch and a channel axis"):
+        feature_rows(torch.zeros(3))
+    with pytest.raises(ValueError, match="channels must be an axis"):
+        feature_rows(x, channels=2)

@@ -1,0 +1,248 @@
+"""`lightly-collapse measure` and `compare`: checkpoints, folders, failures."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torchvision.models import resnet18
+
+from lightly_collapse.cli import main
+from lightly_collapse.report.backbones import create_backbone, load_checkpoint
+from lightly_collapse.report.images import ImageFolderLoader, digits_loader
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    torch.manual_seed(1)
+    return resnet18(num_classes=7)
+
+
+def same(model, backbone):
+    own = model.state_dict()
+    theirs = backbone.state_dict()
+    return all(torch.equal(value, theirs[name]) for name, value in own.items())
+
+
+def prefixed(backbone, prefix):
+    return {prefix + name: value for name, value in backbone.state_dict().items()}
+
+
+def noise(backbone, prefix):
+    return {n: torch.randn_like(v.float()) for n, v in prefixed(backbone, prefix).items()}
+
+
+class Numbered(nn.Module):
+    """Lightly's idiom: the children without the classifier, then a projection head."""
+
+    def __init__(self, backbone):
+        super().__init__()
+        self.backbone = nn.Sequential(*list(backbone.children())[:-1])
+        self.projection_head = nn.Linear(512, 8)
+
+
+@pytest.mark.parametrize(
+    ("name", "prefix"),
+    [
+        ("plain", ""),
+        ("lightning", "backbone."),
+        ("lightly", "backbone."),
+        ("ddp", "module."),
+        ("dino", "student.backbone."),
+        ("momentum", "backbone."),
+        ("compiled", "backbone._orig_mod."),
+    ],
+)
+def test_checkpoint_formats(tmp_path, backbone, name, prefix):
+    contents = {
+        "plain": backbone.state_dict,
+        "lightning": lambda: {
+            "epoch": 3,
+            "state_dict": prefixed(backbone, "backbone.")
+            | {"projection_head.layers.0.weight": torch.zeros(2, 2)},
+        },
+        "lightly": lambda: {"state_dict": Numbered(backbone).state_dict()},
+        "ddp": lambda: {"model": prefixed(backbone, "module.")},
+        "dino": lambda: {
+            "state_dict": noise(backbone, "teacher.backbone.")
+            | prefixed(backbone, "student.backbone.")
+        },
+        "momentum": lambda: noise(backbone, "backbone_momentum.") | prefixed(backbone, "backbone."),
+        "compiled": lambda: {"state_dict": prefixed(backbone, "backbone._orig_mod.")},
+    }
+    path = tmp_path / "c.ckpt"
+    torch.save(contents[name](), path)
+    model = create_backbone("resnet18")
+    match = load_checkpoint(model, path)
+    assert same(model, backbone)
+    assert match.prefix == prefix
+    assert not match.missing
+    assert not match.mismatched
+    if name == "lightning":
+        assert "projection_head.layers.0.weight" in match.unused
+
+
+def test_a_small_image_stem_is_adopted(tmp_path):
+    small = resnet18()
+    small.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    small.maxpool = nn.Identity()
+    torch.save(small.state_dict(), tmp_path / "c.pt")
+    model = create_backbone("resnet18")
+    assert not load_checkpoint(model, tmp_path / "c.pt").mismatched
+    x = torch.randn(2, 3, 16, 16)
+    small.fc = nn.Identity()
+    torch.testing.assert_close(model.eval()(x), small.eval()(x))
+
+
+def test_what_does_not_fit_is_listed(tmp_path, backbone):
+    state = backbone.state_dict()
+    del state["layer4.1.conv2.weight"]
+    state["layer1.0.conv1.weight"] = torch.zeros(3, 3)
+    torch.save(state, tmp_path / "c.pt")
+    match = load_checkpoint(create_backbone("resnet18"), tmp_path / "c.pt")
+    assert match.missing == ["layer4.1.conv2.weight"]
+    assert match.mismatched == ["layer1.0.conv1.weight"]
+    assert match.unused == ["fc.weight", "fc.bias"]
+
+
+class Unsafe:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"a.b": torch.zeros(2, 2)}, "matches no weight of the model: it has a.b"),
+        ({"epoch": 3}, "holds no state dict"),
+        ({"model": Unsafe()}, "cannot be read as tensors and plain values"),
+        (None, "cannot be read as tensors and plain values"),
+    ],
+)
+def test_checkpoints_that_are_none(tmp_path, content, message):
+    path = tmp_path / "c.ckpt"
+    if content is None:
+        path.write_bytes(b"no checkpoint")
+    else:
+        torch.save(content, path)
+    with pytest.raises(ValueError, match=message):
+        load_checkpoint(create_backbone("resnet18"), path)
+
+
+@pytest.mark.parametrize(
+    ("arch", "width"), [("resnet18", 512), ("mobilenet_v3_small", 1024), ("timm/resnet10t", 512)]
+)
+def test_backbones_of_torchvision_and_timm_end_in_their_features(arch, width):
+    if arch.startswith("timm/"):
+        pytest.importorskip("timm")
+    assert create_backbone(arch).eval()(torch.randn(2, 3, 64, 64)).shape == (2, width)
+
+
+def test_unknown_backbone():
+    with pytest.raises(ValueError, match="got 'resnet17'"):
+        create_backbone("resnet17")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("images")
+    generator = torch.Generator().manual_seed(0)
+    for i in range(30):
+        place = root / f"class{i % 3}"
+        place.mkdir(exist_ok=True)
+        pixels = torch.randint(0, 256, (20 + i, 24, 3), generator=generator, dtype=torch.uint8)
+        mode = ["RGB", "L", "RGBA"][i % 3]
+        Image.fromarray(pixels.numpy()).convert(mode).save(place / f"{i}.png")
+    return root
+
+
+def broken_copy(folder, target):
+    shutil.copytree(folder, target)
+    (target / "class0" / "broken.jpg").write_bytes(b"\xff\xd8 this ends early")
+    (target / "class1" / "cut.png").write_bytes((folder / "class1" / "1.png").read_bytes()[:60])
+    (target / "notes.txt").write_text("no image")
+    return target
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_unreadable_images_are_named_and_the_rest_is_read(folder, tmp_path, workers):
+    loader = ImageFolderLoader(
+        broken_copy(folder, tmp_path / "images"), size=16, batch_size=8, workers=workers
+    )
+    batches = list(loader)
+    assert sum(len(batch) for batch in batches) == 30
+    assert batches[0].shape[1:] == (3, 16, 16)
+    assert len(loader.unreadable) == 2
+    assert any("broken.jpg: " in reason for reason in loader.unreadable)
+
+
+def test_a_limit_chooses_by_seed(folder):
+    first, again, other = (
+        torch.cat(list(ImageFolderLoader(folder, size=8, limit=7, seed=s))) for s in (0, 0, 1)
+    )
+    assert len(first) == 7
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_measure_and_compare_from_the_command_line(folder, tmp_path, backbone, capsys):
+    torch.save({"state_dict": prefixed(backbone, "backbone.")}, tmp_path / "trained.ckpt")
+    data = broken_copy(folder, tmp_path / "images")
+    common = ["--arch", "resnet18", "--image-size", "32", "--lid-k", "5"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    checkpoint = ["--checkpoint", str(tmp_path / "trained.ckpt")]
+    assert main(["measure", *common, *checkpoint, "--data", str(data), "--output", str(one)]) == 0
+    out = capsys.readouterr().out
+    assert "found under the prefix 'backbone.'" in out
+    assert "2 tensors of the checkpoint were not used" in out
+    assert "2 images could not be read and were left out" in out
+    assert "Only 30 rows were measured for 512 dimensions" in out
+    record = json.loads((one / "measure.json").read_text())
+    assert record["name"] == "trained"
+    assert record["layers"][0]["scalars"]["rows"] == 30
+    digits = ["--data", "digits", "--limit", "40", "--layers", "layer3"]
+    assert main(["measure", *common, *digits, "--output", str(two)]) == 0
+    files = [str(folder / "measure.json") for folder in (one, two)]
+    assert main(["compare", *files, "--output", str(tmp_path / "both")]) == 0
+    assert "trained" in (tmp_path / "both" / "compare.html").read_text()
+    assert {p.name for p in one.iterdir()} == {"measure.json", "measure.html", "spectrum.png"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--arch", "resnet18", "--data", "EMPTY"], "data must hold images"),
+        (["--arch", "resnet18", "--data", "NOWHERE"], "data must be a folder of images"),
+        (["--arch", "resnet18", "--data", "BROKEN"], "data must hold an image that can be read"),
+        (["--arch", "nonet", "--data", "digits"], "arch must be a model of torchvision"),
+        (["--arch", "resnet18", "--data", "digits", "--checkpoint", "NOWHERE"], "is not there"),
+        (["--arch", "resnet18", "--data", "digits", "--layers", "layer9"], "got 'layer9'"),
+        (["--arch", "resnet18", "--data", "digits", "--batch-size", "0"], "batch_size must be"),
+        (["--arch", "resnet18", "--data", "digits", "--device", "abacus"], "device must be auto"),
+    ],
+)
+def test_failures_are_one_line(tmp_path, capsys, arguments, message):
+    (tmp_path / "EMPTY").mkdir()
+    (tmp_path / "BROKEN").mkdir()
+    (tmp_path / "BROKEN" / "a.jpg").write_bytes(b"no image")
+    places = {name: str(tmp_path / name) for name in ("EMPTY", "NOWHERE", "BROKEN")}
+    arguments = [places.get(a, a) for a in arguments]
+    assert main(["measure", *arguments, "--output", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("lightly-collapse measure: error: ")
+    assert message in error
+
+
+def test_compare_of_something_else_is_one_line(tmp_path, capsys):
+    path = tmp_path / "a.json"
+    path.write_text("{}")
+    assert main(["compare", str(path), str(path), "--output", str(tmp_path / "c")]) == 2
+    assert "must be a report written by" in capsys.readouterr().err
+    assert not (tmp_path / "c").exists()
+
+
+def test_digits():
+    batches = list(digits_loader(size=16, batch_size=64, limit=100))
+    assert [len(b[0]) for b in batches] == [64, 36]
+    assert batches[0][0].shape[1:] == (3, 16, 16)
