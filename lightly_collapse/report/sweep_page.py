@@ -141,6 +141,7 @@ def _weights(first: Mapping[str, _Record]) -> Figure:
         for variant, r in first.items():
             medians = [statistics.median(e) for e in r["weight_eigenvalues"].values()]
             axes.plot(range(1, len(medians) + 1), medians, label=variant, marker="o", markersize=3)
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_xlabel("layer of the backbone")
         axes.set_ylabel("median normalised eigenvalue")
         axes.set_ylim(bottom=0)
