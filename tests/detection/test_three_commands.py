@@ -22,7 +22,7 @@ def test_from_photographs_to_ap(digits_root, tmp_path, request, capsys):
     sizes = ["--epochs", "1", "--batch-size", "5", "--size", "32", "--short-side", "48"]
     subprocess.run(
         [
-            *(sys.executable, "examples/simclr_photographs.py", "--root", str(digits_root)),
+            *(sys.executable, "-m", "detection.pretrain_photographs", "--root", str(digits_root)),
             *("--orthogonality", "1e-3", "--output", str(checkpoint), *sizes),
         ],
         cwd=root,
