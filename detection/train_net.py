@@ -41,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             dist_url=arguments.dist_url,
             args=(arguments,),
         )
-    except (ValueError, OSError) as error:
+    # detectron2 ends a training whose loss is not finite with a FloatingPointError.
+    except (ValueError, OSError, FloatingPointError) as error:
         print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0

@@ -4,10 +4,12 @@ import argparse
 import json
 import time
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -69,6 +71,12 @@ def run(arguments: argparse.Namespace) -> None:
 
 class Checkpointer(DetectionCheckpointer):  # type: ignore[misc]
     """detectron2's, reading no code from a file and never leaving half a `last_checkpoint`."""
+
+    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Load a local file, or what detectron2 downloads."""
+        if path and "://" not in path and not Path(path).is_file():
+            raise ValueError(f"weights {path}: no such file")
+        return dict(super().load(path, *args, **kwargs))
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         if filename.endswith(".pkl"):
@@ -175,24 +183,20 @@ def _facts(cfg: Any) -> dict[str, Any]:
 
 def _setup(arguments: argparse.Namespace) -> Any:
     cfg = _configure(arguments)
-    devkit = not cfg.DATASETS.ROOT
     names = {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST}
-    datasets: tuple[Dataset, ...] = ()
-    if not devkit or names & set(VOC_DATASETS):
-        *datasets_, classes = read_datasets(cfg.DATASETS, arguments.eval_only)
-        datasets = tuple(datasets_)
+    # Anything else (COCO) is detectron2's own.
+    is_voc = cfg.DATASETS.ROOT or names & set(VOC_DATASETS)
+    if is_voc:
+        training_set, test_set, classes = read_datasets(cfg.DATASETS, arguments.eval_only)
         cfg.DATASETS.CLASSES = list(classes)
         cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(classes)
     cfg.freeze()
     default_setup(cfg, arguments)
-    if datasets:
+    if is_voc:
         cfg.defrost()
         folder = Path(cfg.OUTPUT_DIR) / "ground_truth"
-        train, test = (
-            _register(d, role, folder, cfg.DATASETS.CLASSES)
-            for d, role in zip(datasets, ("train", "test"), strict=True)
-        )
-        cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (train,), (test,)
+        cfg.DATASETS.TRAIN = (_register(training_set, "train", folder, classes),)
+        cfg.DATASETS.TEST = (_register(test_set, "test", folder, classes),)
         cfg.freeze()
     return cfg
 
@@ -210,7 +214,7 @@ def _configure(arguments: argparse.Namespace) -> Any:
             cfg.merge_from_other_cfg(CfgNode(content))
             cfg.merge_from_list(arguments.opts)
             print(f"merged {fragment}")
-    except (KeyError, AssertionError) as error:
+    except (KeyError, AssertionError, yaml.YAMLError) as error:
         raise ValueError(f"config: {error}") from error
     if arguments.num_gpus == 0:
         cfg.MODEL.DEVICE = "cpu"
@@ -223,7 +227,7 @@ def _configure(arguments: argparse.Namespace) -> Any:
     return cfg
 
 
-def _register(dataset: Dataset, role: str, folder: Path, classes: list[str]) -> str:
+def _register(dataset: Dataset, role: str, folder: Path, classes: Sequence[str]) -> str:
     """Make a dataset known to detectron2, with a clean copy of its boxes for the evaluator."""
     name = f"{dataset.name} ({role})"
     if name in DatasetCatalog:
@@ -260,7 +264,7 @@ def _register(dataset: Dataset, role: str, folder: Path, classes: list[str]) -> 
     return name
 
 
-def _write_ground_truth(dataset: Dataset, folder: Path, classes: list[str]) -> None:
+def _write_ground_truth(dataset: Dataset, folder: Path, classes: Sequence[str]) -> None:
     (folder / "Annotations").mkdir(parents=True, exist_ok=True)
     (folder / "ImageSets" / "Main").mkdir(parents=True, exist_ok=True)
     for i, photograph in enumerate(dataset.photographs):

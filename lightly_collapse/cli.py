@@ -47,6 +47,55 @@ def _demo(arguments: argparse.Namespace) -> None:
     demo(names, epochs=arguments.epochs, seed=arguments.seed, output=arguments.output)
 
 
+def _words(parser: argparse.ArgumentParser) -> None:
+    # The verb has its own parser, LightningCLI's: no word is an option here, not even --help.
+    parser.prefix_chars = ""
+    parser.add_argument("words", nargs=argparse.REMAINDER)
+
+
+def _pretrain(arguments: argparse.Namespace) -> None:
+    from lightly_collapse.pretrain.command import pretrain  # noqa: PLC0415
+
+    pretrain(arguments.words)
+
+
+def _probe(arguments: argparse.Namespace) -> None:
+    from lightly_collapse.pretrain.probe import probe  # noqa: PLC0415
+
+    probe(arguments.words)
+
+
+def _sweep_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, help="YAML file with methods, regularizers and seeds")
+    parser.add_argument(
+        "--output", type=Path, default=Path("sweep-output"), help="default: %(default)s"
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", help="instead of the file's")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="overrides",
+        metavar="KEY=VALUE",
+        help="a setting of every run, such as data.root=/images; can be repeated",
+    )
+    parser.add_argument(
+        "--minutes", type=float, help="begin no further run after as many; run again to go on"
+    )
+
+
+def _sweep(arguments: argparse.Namespace) -> None:
+    from lightly_collapse.pretrain.sweep import sweep  # noqa: PLC0415
+
+    sweep(
+        arguments.file,
+        arguments.output,
+        arguments.overrides,
+        seeds=arguments.seeds,
+        minutes=arguments.minutes,
+    )
+
+
 def _measure_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--arch", required=True, help="a model of torchvision or timm, such as resnet50"
@@ -263,6 +312,21 @@ _VERBS: dict[str, _Verb] = {
         "train a small encoder on real digits by several methods and show how each collapses",
         _demo_arguments,
         _demo,
+    ),
+    "pretrain": (
+        "pretrain an encoder: method, backbone, regularizers and data from a YAML file or options",
+        _words,
+        _pretrain,
+    ),
+    "probe": (
+        "measure the backbone of a checkpoint: kNN, linear probe, dimensions in use",
+        _words,
+        _probe,
+    ),
+    "sweep": (
+        "pretrain methods x regularizers x seeds, resumable, and compare them on one page",
+        _sweep_arguments,
+        _sweep,
     ),
     "measure": (
         "measure the collapse of a backbone on images: numbers, figures and a page",

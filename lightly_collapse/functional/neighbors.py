@@ -273,6 +273,7 @@ class _NeighborDistances(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, reference: Tensor, k: int, exclude: Tensor | None) -> Tensor:
         # Within a compiled graph nobody has looked at the entries yet.
+        distances: Tensor
         distances, rows = _search(x, reference, k, exclude, torch.compiler.is_compiling())
         ctx.save_for_backward(x, reference, distances, rows)
         return distances
@@ -283,7 +284,7 @@ class _NeighborDistances(torch.autograd.Function):
         if torch.is_grad_enabled():  # the gradient is to be differentiated
             differences = x[:, None] - reference[rows]
             squares = torch.where(distances > 0, differences.square().sum(dim=2), torch.inf)
-            return (differences * (grad / squares.sqrt())[:, :, None]).sum(dim=1), None, None, None
+            pull: Tensor = (differences * (grad / squares.sqrt())[:, :, None]).sum(dim=1)
+            return pull, None, None, None
         weights = torch.where(distances > 0, grad / distances, 0)
-        pull: Tensor = _pull(x, reference, rows, weights)
-        return pull, None, None, None
+        return _pull(x, reference, rows, weights), None, None, None

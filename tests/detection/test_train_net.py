@@ -149,13 +149,19 @@ def test_killed_and_resumed(digits_root, tmp_path):
 def test_bad_input_is_one_line(digits_root, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     bad_weights(tmp_path)
+    (tmp_path / "evil.pkl").write_bytes(b"")
+    fragment = "SOLVER: {MAX_ITER: !!python/object/apply:os.system ['touch ran']}"
+    (tmp_path / "evil.yaml").write_text(fragment)
     small = str(CONFIGS / "small.yaml")
     for words, why in (
         (["MODEL.WEIGHTS", "bomb.pkl"], "asks for posix.system"),
         (["MODEL.WEIGHTS", "garbage.pkl"], "corrupt or no pickle"),
         (["MODEL.WEIGHTS", "list.pkl"], "got a list"),
         (["MODEL.WEIGHTS", "garbage.pth"], "garbage.pth"),
+        (["MODEL.WEIGHTS", "none.pkl"], "weights none.pkl: no such file"),
+        (["MODEL.WEIGHTS", "evil.pkl"], "evil.yaml"),
         (["MODEL.WEIGHT", "x"], "MODEL.WEIGHT"),
+        (["SOLVER.BASE_LR", "1e30", "SOLVER.WARMUP_ITERS", "0"], "NaN"),
         (["DATASETS.TEST", "('val',)"], "split 'val'"),
     ):
         capsys.readouterr()

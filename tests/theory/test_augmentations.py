@@ -17,7 +17,8 @@ def _image() -> Image.Image:
 def test_every_step_of_simclr_can_be_left_out_in_both_views():
     transform = SimCLRTransform(input_size=16, vf_prob=0.5, rr_prob=0.5)
     names = augmentation_names(transform)
-    assert names == [
+    # In the order of the transform, which Lightly has changed between releases.
+    assert set(names) == {
         "RandomResizedCrop",
         "RandomHorizontalFlip",
         "RandomVerticalFlip",
@@ -25,7 +26,8 @@ def test_every_step_of_simclr_can_be_left_out_in_both_views():
         "ColorJitter",
         "RandomGrayscale",
         "GaussianBlur",
-    ]
+    }
+    assert len(names) == 7
     for name in names:
         calmer = without_augmentation(transform, name)
         assert augmentation_names(calmer) == [other for other in names if other != name]

@@ -2,8 +2,8 @@
 
 The first of the three commands from photographs to AP; see detection/README.md.
 
-    python examples/simclr_photographs.py --root bccd_voc --split train --output simclr-0.ckpt
-    python examples/simclr_photographs.py --root bccd_voc --split train --orthogonality 1e-3 \
+    python -m detection.pretrain_photographs --root bccd_voc --split train --output simclr-0.ckpt
+    python -m detection.pretrain_photographs --root bccd_voc --split train --orthogonality 1e-3 \
         --output so-0.ckpt
 """
 
@@ -17,7 +17,7 @@ import torch
 import torchvision
 from lightly.loss import NTXentLoss
 from lightly.models.modules import SimCLRProjectionHead
-from lightly.transforms import SimCLRTransform
+from lightly.transforms.simclr_transform import SimCLRTransform
 from PIL import Image
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
@@ -38,19 +38,18 @@ class Photographs(Dataset[Any]):
 
     def __init__(self, root: Path, split: str, short_side: int, transform: SimCLRTransform) -> None:
         self.transform = transform
-        names = (root / "ImageSets" / "Main" / f"{split}.txt").read_text().split()
+        names = (root / "ImageSets" / "Main" / f"{split}.txt").read_text().splitlines()
         resize = torchvision.transforms.Resize(short_side)
         self.images = []
-        for name in names:
+        for name in filter(None, map(str.strip, names)):
             with Image.open(root / "JPEGImages" / f"{name}.jpg") as image:
                 self.images.append(resize(image.convert("RGB")))
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> list[Tensor]:
-        views: list[Tensor] = self.transform(self.images[index])
-        return views
+    def __getitem__(self, index: int) -> Any:
+        return self.transform(self.images[index])
 
 
 class SimCLR(pytorch_lightning.LightningModule):
@@ -83,7 +82,7 @@ class SimCLR(pytorch_lightning.LightningModule):
     def training_step(self, batch: Any, batch_index: int) -> Tensor:
         """NT-Xent of the two views, plus the penalty."""
         z0, z1 = (self.projection_head(self.backbone(view)) for view in batch)
-        loss = self.criterion(z0, z1)
+        loss: Tensor = self.criterion(z0, z1)
         self.log("loss", loss, prog_bar=True, on_epoch=True, on_step=False)
         if self.regularizer is not None:
             penalty = self.regularizer()
@@ -109,7 +108,9 @@ class SimCLR(pytorch_lightning.LightningModule):
 
 def main() -> None:
     """Parse, train, save."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description="Pretrain a ResNet on a list of photographs by SimCLR."
+    )
     parser.add_argument("--root", type=Path, required=True, help="a VOC-format folder")
     parser.add_argument("--split", default="train")
     parser.add_argument("--output", type=Path, required=True, help="the checkpoint to write")
@@ -138,8 +139,11 @@ def main() -> None:
         gaussian_blur=0.2,
         vf_prob=0.5,
     )
+    photographs = Photographs(arguments.root, arguments.split, arguments.short_side, transform)
+    if len(photographs) < arguments.batch_size:
+        parser.error(f"--batch-size {arguments.batch_size}: only {len(photographs)} photographs")
     loader: DataLoader[Any] = DataLoader(
-        Photographs(arguments.root, arguments.split, arguments.short_side, transform),
+        photographs,
         batch_size=arguments.batch_size,
         shuffle=True,
         drop_last=True,

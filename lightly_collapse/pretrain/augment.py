@@ -1,0 +1,292 @@
+"""Views: batched on the training device for small images, Lightly's in workers for large ones."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from lightly.transforms.dino_transform import DINOViewTransform
+from lightly.transforms.multi_view_transform import MultiViewTransform
+from torch import Tensor
+from torch.nn.functional import affine_grid, conv2d, grid_sample, pad
+
+# Rec. 601 luma, as torchvision's rgb_to_grayscale has it.
+_LUMA = (0.2989, 0.587, 0.114)
+_BRIGHTNESS, _HUE = 0.8, 0.2
+_BLUR_SIGMA = (0.1, 2.0)
+
+
+@dataclass(frozen=True)
+class ViewSettings:
+    """How views of an image are drawn.
+
+    Attributes:
+        min_scale: smallest share of the image's area that a crop shows; a crop of a global view
+            shows up to the whole image.
+        flip: probability of a horizontal flip.
+        jitter: strength s of the colour jitter: brightness, contrast and saturation change by a
+            factor in [1 - 0.8 s, 1 + 0.8 s], hue by up to 0.2 s of the circle.
+        jitter_probability: probability that the colours are jittered at all.
+        gray: probability of a grey image.
+        blur: probability of a Gaussian blur, for the first and the second view.
+        solarize: probability that pixels above one half are inverted, likewise.
+        local_crops: how many small views are drawn besides (SwAV, DINO).
+        local_scale: smallest and largest share of the area that a small view shows.
+        local_size: height and width of a small view; None for half the image's.
+    """
+
+    min_scale: float = 0.08
+    flip: float = 0.5
+    jitter: float = 1.0
+    jitter_probability: float = 0.8
+    gray: float = 0.2
+    blur: tuple[float, float] = (0.5, 0.5)
+    solarize: tuple[float, float] = (0.0, 0.0)
+    local_crops: int = 0
+    local_scale: tuple[float, float] = (0.05, 0.14)
+    local_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.min_scale <= 1:
+            raise ValueError(f"views.min_scale must be in (0, 1], got {self.min_scale}")
+        if not 0 <= self.jitter <= 1.25:
+            raise ValueError(f"views.jitter must be in [0, 1.25], got {self.jitter}")
+        if self.local_crops < 0:
+            raise ValueError(f"views.local_crops must not be negative, got {self.local_crops}")
+        for name in ("flip", "jitter_probability", "gray", "blur", "solarize"):
+            value = getattr(self, name)
+            if any(not 0 <= p <= 1 for p in (value if isinstance(value, tuple) else (value,))):
+                raise ValueError(f"views.{name} must be a probability in [0, 1], got {value}")
+        low, high = self.local_scale
+        if not 0 < low <= high <= 1:
+            raise ValueError(
+                f"views.local_scale must be two increasing shares in (0, 1], got {low}, {high}"
+            )
+
+
+@dataclass(frozen=True)
+class _View:
+    size: int
+    scale: tuple[float, float]
+    blur: float
+    solarize: float
+
+
+def _views(settings: ViewSettings, size: int, global_views: int) -> list[_View]:
+    views = [
+        _View(size, (settings.min_scale, 1.0), settings.blur[i], settings.solarize[i])
+        for i in range(global_views)
+    ]
+    local = _View(settings.local_size or size // 2, settings.local_scale, settings.blur[0], 0.0)
+    return views + [local] * settings.local_crops
+
+
+def worker_views(
+    settings: ViewSettings,
+    size: int,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+    global_views: int = 2,
+) -> MultiViewTransform:
+    """Lightly's transform of one image into its views, for the data loader's workers.
+
+    Args:
+        settings: how they are drawn.
+        size: height and width of a global view.
+        mean: of the colours, in [0, 1].
+        std: their standard deviation.
+        global_views: how many large views are drawn.
+
+    Returns:
+        A callable from a PIL image to a list of (3, height, width) tensors.
+    """
+    return MultiViewTransform(
+        [
+            DINOViewTransform(
+                crop_size=view.size,
+                crop_scale=view.scale,
+                hf_prob=settings.flip,
+                cj_prob=settings.jitter_probability,
+                cj_strength=settings.jitter,
+                cj_bright=_BRIGHTNESS,
+                cj_contrast=_BRIGHTNESS,
+                cj_sat=_BRIGHTNESS,
+                cj_hue=_HUE,
+                random_gray_scale=settings.gray,
+                gaussian_blur=view.blur,
+                sigmas=_BLUR_SIGMA,
+                solarization_prob=view.solarize,
+                normalize={"mean": list(mean), "std": list(std)},
+            )
+            for view in _views(settings, size, global_views)
+        ]
+    )
+
+
+class DeviceViews:
+    """The same views of a whole batch at once, on its own device, every image with its own draws.
+
+    torchvision's v2 transforms draw once for a batch; in contrastive learning that would tell all
+    its images apart from no other. Differences from the transforms one by one: brightness,
+    contrast, saturation and hue are applied in that order rather than in a random one, crops are
+    not rounded to whole pixels, and a crop that is made smaller is not antialiased. Random numbers
+    come from the device's global generator.
+
+    Args:
+        settings: how they are drawn.
+        size: height and width of a global view.
+        global_views: how many large views are drawn.
+
+    Examples:
+        >>> views = DeviceViews(ViewSettings(local_crops=1), size=32)
+        >>> [tuple(v.shape) for v in views(torch.rand(8, 3, 32, 32))]
+        [(8, 3, 32, 32), (8, 3, 32, 32), (8, 3, 16, 16)]
+    """
+
+    def __init__(self, settings: ViewSettings, size: int, global_views: int = 2) -> None:
+        self._settings = settings
+        self._views = _views(settings, size, global_views)
+
+    def __call__(self, images: Tensor) -> list[Tensor]:
+        """Draw every view of every image.
+
+        Args:
+            images: (n, 3, height, width) in [0, 1].
+
+        Returns:
+            One (n, 3, size, size) tensor a view, in [0, 1].
+        """
+        return [self._draw(images, view) for view in self._views]
+
+    def _draw(self, images: Tensor, view: _View) -> Tensor:
+        s = self._settings
+        n, device = len(images), images.device
+        x = crop_and_flip(images, *_boxes(n, view.scale, s.flip, device), view.size)
+        if s.jitter > 0 and s.jitter_probability > 0:
+            chosen = _chosen(n, s.jitter_probability, device)
+            x[chosen] = _jitter(x[chosen], s.jitter)
+        if s.gray > 0:
+            chosen = _chosen(n, s.gray, device)
+            x[chosen] = grayscale(x[chosen]).expand(-1, 3, -1, -1)
+        if view.blur > 0:
+            chosen = _chosen(n, view.blur, device)
+            x[chosen] = blur(x[chosen], _uniform(len(chosen), *_BLUR_SIGMA, device))
+        if view.solarize > 0:
+            chosen = _chosen(n, view.solarize, device)
+            x[chosen] = torch.where(x[chosen] >= 0.5, 1 - x[chosen], x[chosen])
+        return x
+
+
+def _uniform(n: int, low: float, high: float, device: torch.device) -> Tensor:
+    return torch.rand(n, device=device) * (high - low) + low
+
+
+def _chosen(n: int, probability: float, device: torch.device) -> Tensor:
+    return (torch.rand(n, device=device) < probability).nonzero()[:, 0]
+
+
+def _boxes(
+    n: int, scale: tuple[float, float], flip: float, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Centres and half sizes in [-1, 1], drawn as RandomResizedCrop does: ten tries, or all."""
+    tries = 10
+    area = _uniform(n * tries, *scale, device)
+    ratio = _uniform(n * tries, math.log(3 / 4), math.log(4 / 3), device).exp()
+    sides = torch.stack([(area * ratio).sqrt(), (area / ratio).sqrt()], dim=-1).view(n, tries, 2)
+    fits = (sides <= 1).all(dim=-1)
+    first = fits.int().argmax(dim=1)
+    half = torch.where(
+        fits.any(dim=1, keepdim=True), sides[torch.arange(n, device=device), first], 1.0
+    )
+    centre = (2 * torch.rand(n, 2, device=device) - 1) * (1 - half)
+    mirrored = torch.rand(n, device=device) < flip
+    half = torch.stack([torch.where(mirrored, -half[:, 0], half[:, 0]), half[:, 1]], dim=1)
+    return centre, half
+
+
+def crop_and_flip(images: Tensor, centre: Tensor, half: Tensor, size: int) -> Tensor:
+    """Cut a box out of every image and resize it bilinearly.
+
+    Args:
+        images: (n, channels, height, width).
+        centre: (n, 2) x and y of the box's centre; the image spans [-1, 1].
+        half: (n, 2) half its width and height, in the same unit; a negative width mirrors.
+        size: height and width of the result.
+
+    Returns:
+        (n, channels, size, size).
+    """
+    theta = images.new_zeros(len(images), 2, 3)
+    theta[:, 0, 0], theta[:, 1, 1] = half[:, 0], half[:, 1]
+    theta[:, :, 2] = centre
+    grid = affine_grid(theta, [len(images), 1, size, size], align_corners=False)
+    return grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+def _jitter(x: Tensor, strength: float) -> Tensor:
+    n, device = len(x), x.device
+    spread = _BRIGHTNESS * strength
+    factors = [_uniform(n, max(0, 1 - spread), 1 + spread, device) for _ in range(3)]
+    shift = _uniform(n, -_HUE * strength, _HUE * strength, device)
+    return shift_hue(
+        scale_saturation(
+            scale_contrast(scale_brightness(x, factors[0]), factors[1]),
+            factors[2],
+        ),
+        shift,
+    )
+
+
+def grayscale(x: Tensor) -> Tensor:
+    """Luma of (n, 3, height, width) colours, as (n, 1, height, width)."""
+    r, g, b = x.unbind(dim=1)
+    return (_LUMA[0] * r + _LUMA[1] * g + _LUMA[2] * b).unsqueeze(1)
+
+
+def scale_brightness(x: Tensor, factor: Tensor) -> Tensor:
+    """Each of (n, 3, height, width) colours times its image's factor, clipped to [0, 1]."""
+    return (x * factor[:, None, None, None]).clamp(0, 1)
+
+
+def scale_contrast(x: Tensor, factor: Tensor) -> Tensor:
+    """Blend every image with its own mean luma; a factor of 1 changes nothing."""
+    mean = grayscale(x).mean(dim=(1, 2, 3), keepdim=True)
+    return (mean + (x - mean) * factor[:, None, None, None]).clamp(0, 1)
+
+
+def scale_saturation(x: Tensor, factor: Tensor) -> Tensor:
+    """Blend every image with its luma; a factor of 1 changes nothing."""
+    gray = grayscale(x)
+    return (gray + (x - gray) * factor[:, None, None, None]).clamp(0, 1)
+
+
+def shift_hue(x: Tensor, shift: Tensor) -> Tensor:
+    """Turn the hue of (n, 3, height, width) colours by (n,) shares of the circle, in HSV."""
+    value, high = x.max(dim=1)
+    chroma = value - x.amin(dim=1)
+    safe = torch.where(chroma > 0, chroma, 1)
+    r, g, b = x.unbind(dim=1)
+    sector = torch.where(
+        high == 0, (g - b) / safe, torch.where(high == 1, 2 + (b - r) / safe, 4 + (r - g) / safe)
+    )
+    sector = sector + 6 * shift[:, None, None]
+    # f(n) = V - C max(0, min(k, 4 - k, 1)), k = (n + H / 60) mod 6, for n = 5, 3, 1.
+    out = torch.empty_like(x)
+    for channel, n in enumerate((5, 3, 1)):
+        k = (sector + n) % 6
+        out[:, channel] = value - chroma * torch.minimum(k, 4 - k).clamp(0, 1)
+    return out
+
+
+def blur(x: Tensor, sigma: Tensor) -> Tensor:
+    """Gaussian blur of (n, channels, height, width), every image with its own of (n,) sigmas."""
+    n, channels, height, width = x.shape
+    if n == 0:
+        return x
+    radius = max(1, min(height, width) // 20)
+    t = torch.arange(-radius, radius + 1, device=x.device, dtype=x.dtype)
+    kernel = torch.exp(-0.5 * (t / sigma[:, None]).square())
+    kernel = (kernel / kernel.sum(dim=1, keepdim=True)).repeat_interleave(channels, dim=0)
+    flat = pad(x, [radius] * 4, mode="reflect").flatten(0, 1).unsqueeze(0)
+    flat = conv2d(flat, kernel[:, None, :, None], groups=n * channels)
+    flat = conv2d(flat, kernel[:, None, None, :], groups=n * channels)
+    return flat.view_as(x)

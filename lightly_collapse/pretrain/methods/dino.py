@@ -1,0 +1,76 @@
+"""DINO."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+from lightly.loss import DINOLoss
+from lightly.models.modules import DINOProjectionHead
+from lightly.models.utils import deactivate_requires_grad, update_momentum
+from torch import Tensor, nn, no_grad
+
+from lightly_collapse.pretrain.method import Method, Step
+
+
+class DINO(Method):
+    """DINO: a student foretells its momentum teacher's centred, sharpened distribution.
+
+    Small views, where `views.local_crops` asks for them, go to the student alone. The student is
+    what is evaluated and exported, as with the other methods.
+
+    Args:
+        hidden_dim: of the head.
+        bottleneck_dim: of the head's unit vectors.
+        output_dim: size of the distribution.
+        teacher_temperature: of the teacher's distribution.
+        start_momentum: of the teacher; it rises to 1 on a cosine.
+        frozen_epochs: epochs in which the head's last layer is not trained.
+        kwargs: see `Method`.
+
+    Source: Caron et al., ICCV 2021, arXiv 2104.14294.
+    """
+
+    def __init__(
+        self,
+        hidden_dim: int = 2048,
+        bottleneck_dim: int = 256,
+        output_dim: int = 65536,
+        teacher_temperature: float = 0.04,
+        start_momentum: float = 0.996,
+        frozen_epochs: int = 1,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        sizes = (self.feature_dim, hidden_dim, bottleneck_dim, output_dim)
+        self.student = DINOProjectionHead(*sizes, freeze_last_layer=frozen_epochs)
+        self.teacher_backbone = copy.deepcopy(self.backbone)
+        self.teacher = DINOProjectionHead(*sizes)
+        self.teacher.load_state_dict(self.student.state_dict())
+        deactivate_requires_grad(self.teacher_backbone)
+        deactivate_requires_grad(self.teacher)
+        self.criterion = DINOLoss(output_dim, teacher_temp=teacher_temperature)
+        self.start_momentum = start_momentum
+
+    def trained(self) -> list[nn.Module]:
+        """Backbone and head of the student."""
+        return [self.backbone, self.student]
+
+    def embed(self, features: Tensor) -> Tensor:
+        """The student's bottleneck: unit vectors before the last layer."""
+        return nn.functional.normalize(self.student.layers(features))
+
+    def step(self, views: Sequence[Tensor]) -> Step:
+        """The cross-entropy of student and teacher, over all pairs of different views."""
+        momentum = self.momentum(self.start_momentum)
+        update_momentum(self.backbone, self.teacher_backbone, m=momentum)
+        update_momentum(self.student, self.teacher, m=momentum)
+        features = [self.encode(view) for view in views]
+        foretold = [self.student(r) for r in features]
+        with no_grad():
+            taught = [self.teacher(self.encode(v, self.teacher_backbone)) for v in views[:2]]
+        loss = self.criterion(taught, foretold, epoch=self.current_epoch)
+        return Step(loss, (features[0], features[1]))
+
+    def on_after_backward(self) -> None:
+        """Hold the last layer still in the first epochs."""
+        self.student.cancel_last_layer_gradients(current_epoch=self.current_epoch)

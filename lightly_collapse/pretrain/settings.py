@@ -1,0 +1,130 @@
+"""The parts of a method's configuration that all methods share."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from lightly.models.utils import get_weight_decay_parameters
+from lightly.utils.lars import LARS
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Orthogonality:
+    """Orthogonality regularization of the backbone's weights.
+
+    Attributes:
+        kind: `so`, `dso`, `mc`, `srip` or `conv`.
+        weight: gamma.
+        include: regular expressions of parameter names; None for every weight.
+        exclude: regular expressions of parameter names to leave out.
+    """
+
+    kind: str = "so"
+    weight: float = 1e-6
+    include: list[str] | None = None
+    exclude: list[str] | None = None
+
+
+@dataclass(frozen=True)
+class LDReg:
+    """Local dimensionality regularization of the representation.
+
+    Attributes:
+        weight: beta.
+        k: number of neighbours.
+        norm: `l1` or `l2`.
+        estimator: `mom` or `mle`.
+        from_epoch: first epoch, from 0, in which it acts.
+    """
+
+    weight: float = 0.01
+    k: int = 64
+    norm: str = "l1"
+    estimator: str = "mom"
+    from_epoch: int = 0
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """The optimizer and its schedule: linear warm-up, then a cosine.
+
+    Attributes:
+        name: `sgd`, `lars` or `adamw`.
+        learning_rate: at the end of the warm-up, before scaling.
+        scaling: `none`; `linear`, times the whole batch over 256; `sqrt`, times the root of the
+            whole batch. The whole batch is that of all devices and accumulated steps.
+        momentum: of SGD and LARS.
+        weight_decay: on weights; biases and normalisation layers have none.
+        warmup_epochs: of linear warm-up.
+        final_share: learning rate at the end, as a share of its peak.
+        probe_learning_rate: of the online linear probe; None for 0.1 with SGD or LARS and 1e-3
+            with AdamW.
+    """
+
+    name: Literal["sgd", "lars", "adamw"] = "sgd"
+    learning_rate: float = 0.06
+    scaling: Literal["none", "linear", "sqrt"] = "none"
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    warmup_epochs: int = 0
+    final_share: float = 0.0
+    probe_learning_rate: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "momentum", "weight_decay", "final_share"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(
+                    f"optimizer.{name} must be finite and not negative, got {getattr(self, name)}"
+                )
+        if self.warmup_epochs < 0:
+            raise ValueError(
+                f"optimizer.warmup_epochs must not be negative, got {self.warmup_epochs}"
+            )
+
+    def scaled_learning_rate(self, batch: int) -> float:
+        """The peak learning rate for a whole batch of `batch` images.
+
+        Examples:
+            >>> OptimizerSettings(learning_rate=0.3, scaling="linear").scaled_learning_rate(512)
+            0.6
+        """
+        factor = {"none": 1.0, "linear": batch / 256, "sqrt": math.sqrt(batch)}[self.scaling]
+        return self.learning_rate * factor
+
+    def build(
+        self, modules: Iterable[nn.Module], probe: nn.Module | None, batch: int
+    ) -> torch.optim.Optimizer:
+        """Make the optimizer of the trained modules.
+
+        Args:
+            modules: what is trained; parameters without gradient are left out.
+            probe: the online linear probe.
+            batch: images of a whole step.
+
+        Returns:
+            The optimizer, with groups of decayed, undecayed and, where there is one, the probe's
+            parameters.
+        """
+        decayed, undecayed = (
+            [parameter for parameter in group if parameter.requires_grad]
+            for group in get_weight_decay_parameters(modules)
+        )
+        groups = [
+            {"params": decayed, "weight_decay": self.weight_decay},
+            {"params": undecayed, "weight_decay": 0.0},
+        ]
+        if probe is not None:
+            rate = self.probe_learning_rate
+            if rate is None:
+                rate = 1e-3 if self.name == "adamw" else 0.1
+            groups.append({"params": [*probe.parameters()], "weight_decay": 0.0, "lr": rate})
+        rate = self.scaled_learning_rate(batch)
+        if self.name == "adamw":
+            return torch.optim.AdamW(groups, lr=rate)
+        if self.name == "lars":
+            lars: torch.optim.Optimizer = LARS(groups, lr=rate, momentum=self.momentum)
+            return lars
+        return torch.optim.SGD(groups, lr=rate, momentum=self.momentum)

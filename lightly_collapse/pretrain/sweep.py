@@ -1,0 +1,300 @@
+"""The `sweep` command: methods x regularizers x seeds, one cell after another, resumable."""
+
+import json
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from lightly_collapse.pretrain.command import pretrain
+from lightly_collapse.pretrain.configs import load_config, merge
+from lightly_collapse.pretrain.measurement import measure_backbone
+from lightly_collapse.pretrain.method import DivergedError
+from lightly_collapse.report.files import check_writable_folder, write_whole
+from lightly_collapse.report.sweep_page import sweep_figures, sweep_page
+
+COLUMNS = {
+    "knn": ("kNN %", 100, ".1f"),
+    "linear": ("linear %", 100, ".1f"),
+    "rankme": ("RankMe", 1, ".1f"),
+    "effective_rank": ("eff. rank", 1, ".1f"),
+    "collapsed": ("collapsed", 1, ".1f"),
+    "mlid": ("mLID", 1, ".2f"),
+    "residual": ("residual", 1, ".3f"),
+    "embedding_rankme": ("emb. RankMe", 1, ".1f"),
+}
+"""The table's columns: from a measure to its heading, factor and format."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a sweep.
+
+    Attributes:
+        method: its name in the sweep file.
+        regularizer: its name there; empty where the sweep has none.
+        seed: of everything random.
+        config: the configuration of `pretrain`, but for the output folder.
+    """
+
+    method: str
+    regularizer: str
+    seed: int
+    config: dict[str, Any]
+
+    @property
+    def variant(self) -> str:
+        """Method and regularizer."""
+        return f"{self.method} + {self.regularizer}" if self.regularizer else self.method
+
+    @property
+    def folder(self) -> str:
+        """The cell's folder inside the sweep's."""
+        words = [self.method, self.regularizer, f"seed{self.seed}"]
+        return "-".join(word.replace(" ", "_") for word in words if word)
+
+
+def sweep(
+    path: str | Path,
+    output: str | Path,
+    overrides: Sequence[str] = (),
+    seeds: Sequence[int] | None = None,
+    minutes: float | None = None,
+) -> list[dict[str, Any]]:
+    """Run every cell that has not been finished, and write table and page of all that have.
+
+    A cell that was killed goes on from its last checkpoint. A cell whose training diverges is
+    recorded as such, and the sweep goes on.
+
+    Args:
+        path: the sweep file; see `read_sweep`.
+        output: folder with a folder a cell, `results.json`, `table.md`, `report.html` and figures.
+        overrides: `KEY=VALUE` settings of every cell, such as `data.root=/images`.
+        seeds: instead of the file's.
+        minutes: begin no further cell after as many; None for no limit.
+
+    Returns:
+        The record of every finished cell.
+
+    Raises:
+        ValueError: if the sweep file or a configuration is at fault, or a folder holds a cell of
+            another configuration.
+        OSError: if something cannot be read or written.
+    """
+    words = [_word(override) for override in overrides]
+    cells = read_sweep(path, seeds)
+    folder = check_writable_folder(output)
+    for cell in cells:
+        _claim(folder / cell.folder, cell, overrides)
+    began = time.monotonic()
+    for i, cell in enumerate(cells):
+        if (folder / cell.folder / "result.json").exists():
+            continue
+        if minutes is not None and time.monotonic() - began > 60 * minutes:
+            break
+        print(f"[{i + 1}/{len(cells)}] {cell.variant}, seed {cell.seed}", flush=True)
+        _run(cell, folder / cell.folder, words)
+    results = [
+        json.loads(file.read_text())
+        for cell in cells
+        if (file := folder / cell.folder / "result.json").exists()
+    ]
+    if results:
+        _report(folder, results, len(cells))
+    print(f"{len(results)} of {len(cells)} cells are finished; see {folder}")
+    return results
+
+
+def read_sweep(path: str | Path, seeds: Sequence[int] | None = None) -> list[Cell]:
+    """The cells of a sweep file.
+
+    The file holds `seeds`; `bases`, configuration files of every cell, relative to itself;
+    `settings`, laid over them; `methods` and `regularizers`, from a name to `bases` and `settings`
+    of its own; and `cells`, a list of `methods` with the `regularizers` they are run with. Without
+    `cells` every method is run with every regularizer. The regularizer `none` is none.
+
+    Args:
+        path: the file.
+        seeds: instead of the file's.
+
+    Returns:
+        The cells, seed by seed, so that a sweep that is broken off has whole seeds.
+
+    Raises:
+        ValueError: if something is missing or unknown, naming it.
+        OSError: if a file cannot be read.
+    """
+    path = Path(path)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"sweep {path} must be YAML: {error}") from error
+    known = {"seeds", "bases", "settings", "methods", "regularizers", "cells"}
+    if not isinstance(content, dict) or not content.get("methods"):
+        raise ValueError(f"sweep {path} must be a mapping with `methods`")
+    if unknown := set(content) - known:
+        raise ValueError(f"sweep {path}: unknown {', '.join(sorted(unknown))}")
+    methods = content["methods"]
+    regularizers = {"none": {}, **(content.get("regularizers") or {})}
+    groups = content.get("cells") or [{"methods": list(methods), "regularizers": [*regularizers]}]
+    chosen = content.get("seeds", [0]) if seeds is None else seeds
+    if not chosen:
+        raise ValueError(f"sweep {path} must have at least one seed")
+    cells = []
+    for seed in chosen:
+        for group in groups:
+            for method in group["methods"]:
+                for regularizer in group.get("regularizers", ["none"]):
+                    for kind, name, names in (
+                        ("method", method, methods),
+                        ("regularizer", regularizer, regularizers),
+                    ):
+                        if name not in names:
+                            raise ValueError(
+                                f"sweep {path}: {kind} {name!r} is none of {', '.join(names)}"
+                            )
+                    config: dict[str, Any] = {}
+                    for part in (content, methods[method], regularizers[regularizer]):
+                        config = merge(config, _part(path, part))
+                    config["seed_everything"] = seed
+                    shown = "" if regularizer == "none" else regularizer
+                    cells.append(Cell(method, shown, seed, config))
+    return cells
+
+
+def _part(path: Path, part: Mapping[str, Any] | None) -> dict[str, Any]:
+    config: dict[str, Any] = {}
+    for base in (part or {}).get("bases") or []:
+        config = merge(config, load_config(path.parent / base))
+    return merge(config, (part or {}).get("settings") or {})
+
+
+def _word(override: str) -> str:
+    key, equals, _ = override.partition("=")
+    if not key or not equals:
+        raise ValueError(f"--set must be KEY=VALUE, got {override!r}")
+    return f"--{override}"
+
+
+def _claim(folder: Path, cell: Cell, overrides: Sequence[str]) -> None:
+    """Write down what a cell's folder holds, or make sure that it holds this."""
+    # Where the images lie decides nothing about the result.
+    settings = sorted(o for o in overrides if not o.startswith("data.root="))
+    text = yaml.safe_dump({"config": cell.config, "overrides": settings}, sort_keys=True)
+    claim = folder / "cell.yaml"
+    if claim.exists():
+        if claim.read_text(encoding="utf-8") != text:
+            raise ValueError(
+                f"{folder} holds a cell of another configuration: give another --output, or "
+                "remove it"
+            )
+        return
+    check_writable_folder(folder)
+    write_whole(claim, text.encode())
+
+
+def _run(cell: Cell, folder: Path, words: Sequence[str]) -> None:
+    write_whole(folder / "in.yaml", yaml.safe_dump(cell.config).encode())
+    arguments = ["--config", str(folder / "in.yaml"), "--output", str(folder), *words]
+    resumed = (folder / "last.ckpt").exists()
+    if resumed:
+        arguments += ["--ckpt_path", "last"]
+    record: dict[str, Any] = {
+        "method": cell.method,
+        "regularizer": cell.regularizer,
+        "variant": cell.variant,
+        "seed": cell.seed,
+        "resumed": resumed,
+    }
+    started = time.perf_counter()
+    try:
+        trainer = pretrain(arguments)
+    except DivergedError as error:
+        record["failed"] = str(error)
+    else:
+        record["seconds"] = round(time.perf_counter() - started, 1)
+        method: Any = trainer.lightning_module
+        method.eval()
+        device = trainer.strategy.root_device
+        method.to(device)
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        record |= asdict(measure_backbone(method.backbone, data, device, method.embed))
+        record["epochs"] = trainer.max_epochs
+        record["jitter"] = method.views.jitter
+        record["train_images"] = data.train_count
+    write_whole(folder / "result.json", json.dumps(record).encode())
+
+
+def summarize(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Mean and standard deviation over the seeds of every variant.
+
+    Args:
+        results: records of finished cells.
+
+    Returns:
+        One record a variant, in order of appearance: `variant`, `seeds`, `failed`, and from every
+        measure of `COLUMNS` to its mean and sample standard deviation, None from fewer than two.
+
+    Examples:
+        >>> rows = [{"variant": "a", "seed": s, "rankme": 1.0 + s} for s in (0, 1)]
+        >>> summarize(rows)[0]["rankme"]
+        (1.5, 0.7071067811865476)
+    """
+    rows = []
+    for variant in dict.fromkeys(r["variant"] for r in results):
+        own = [r for r in results if r["variant"] == variant]
+        row: dict[str, Any] = {
+            "variant": variant,
+            "seeds": len([r for r in own if "failed" not in r]),
+            "failed": len([r for r in own if "failed" in r]),
+        }
+        for name in COLUMNS:
+            values = [r[name] for r in own if r.get(name) is not None]
+            spread = statistics.stdev(values) if len(values) > 1 else None
+            row[name] = (statistics.fmean(values), spread) if values else None
+        rows.append(row)
+    return rows
+
+
+def _cell_text(value: tuple[float, float | None] | None, name: str) -> str:
+    if value is None:
+        return "-"
+    _, factor, form = COLUMNS[name]
+    mean, spread = value
+    text = f"{factor * mean:{form}}"
+    return text if spread is None else f"{text} ± {factor * spread:{form}}"
+
+
+def _report(folder: Path, results: Sequence[Mapping[str, Any]], cells: int) -> None:
+    rows = summarize(results)
+    headings = ["method", "seeds", *(heading for heading, _, _ in COLUMNS.values())]
+    body = [
+        [
+            row["variant"],
+            f"{row['seeds']}" + (f" ({row['failed']} diverged)" if row["failed"] else ""),
+            *(_cell_text(row[name], name) for name in COLUMNS),
+        ]
+        for row in rows
+    ]
+    lines = [headings, ["---"] + ["---:"] * (len(headings) - 1), *body]
+    markdown = "".join("| " + " | ".join(line) + " |\n" for line in lines)
+    write_whole(folder / "results.json", json.dumps(list(results), indent=1).encode())
+    write_whole(folder / "table.md", markdown.encode())
+    finished = [r for r in results if "failed" not in r]
+    if finished:
+        for name, png in sweep_figures(finished).items():
+            write_whole(folder / name, png)
+    write_whole(folder / "report.html", sweep_page(headings, body, rows, finished, cells).encode())
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for i, heading in enumerate(headings):
+        table.add_column(heading.replace(" ", "\n"), justify="right" if i else "left")
+    for line in body:
+        table.add_row(*(text.replace(" ± ", "\n±") for text in line))
+    Console().print(table)

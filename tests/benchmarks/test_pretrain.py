@@ -1,0 +1,87 @@
+"""What the views and the regularizers cost in a training step; ratios measured in one run."""
+
+import time
+from statistics import median
+
+import pytest
+import torch
+
+from lightly_collapse.pretrain.augment import DeviceViews, ViewSettings
+from lightly_collapse.pretrain.backbones import BackboneSettings
+from lightly_collapse.pretrain.methods import SimCLR
+from lightly_collapse.pretrain.settings import LDReg, Orthogonality
+
+BATCH = 256
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+VARIANTS = {
+    "SO": ({"orthogonality": Orthogonality("so", 1e-3)}, 0.05),
+    "SRIP": ({"orthogonality": Orthogonality("srip", 1e-2)}, 0.03),
+    "LDReg": ({"ldreg": LDReg(0.1, k=64)}, 0.05),
+}
+
+
+def seconds(work):
+    """Wall time on a GPU; on a CPU the processor time, which others' work does not lengthen."""
+    if DEVICE.type != "cuda":
+        start = time.process_time()
+        work()
+        return time.process_time() - start
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    work()
+    torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def training_step(**regularizers):
+    torch.manual_seed(0)
+    method = SimCLR(
+        backbone=BackboneSettings("resnet18", stem="cifar", width=16),
+        channels_last=True,
+        **regularizers,
+    ).to(DEVICE, memory_format=torch.channels_last)
+    optimizer = method.optimizer.build(method.trained(), None, BATCH)
+    views = [torch.rand(BATCH, 3, 32, 32, device=DEVICE) for _ in range(2)]
+
+    def step():
+        result = method.step(views)
+        loss = result.loss
+        if method.orthogonality is not None:
+            loss = loss + method.orthogonality()
+        if method.ldreg is not None:
+            loss = loss + method.ldreg(*result.features)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+@pytest.mark.benchmark
+@pytest.mark.parametrize("name", list(VARIANTS))
+def test_a_regularizer_costs_little_of_a_training_step(name):
+    regularizers, limit = VARIANTS[name]
+    plain, regularized = training_step(), training_step(**regularizers)
+    for step in (plain, regularized):
+        step()
+    # Side by side, so that whatever else the machine does falls on both.
+    ratios = [seconds(regularized) / seconds(plain) for _ in range(6)]
+    share = median(ratios) - 1
+    print(f"{name}: {100 * share:+.1f} % of a step of {BATCH} images")
+    assert share <= limit
+
+
+@pytest.mark.benchmark
+def test_views_are_drawn_faster_than_the_encoder_takes_them():
+    step = training_step()
+    images = torch.rand(BATCH, 3, 32, 32, device=DEVICE)
+    views = DeviceViews(ViewSettings(min_scale=0.2, jitter=0.5, blur=(0.0, 0.0)), 32)
+    step()
+    views(images)
+    drawing = median(seconds(lambda: views(images)) for _ in range(4))
+    training = median(seconds(step) for _ in range(4))
+    print(
+        f"{BATCH / drawing:.0f} images per second as two views without the model, "
+        f"{BATCH / (drawing + training):.0f} with it"
+    )
+    assert drawing < training / 4

@@ -1,0 +1,130 @@
+"""Configurations: how files stand on one another, and two steps of every one that is shipped."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from lightly_collapse.pretrain.command import METHODS, pretrain
+from lightly_collapse.pretrain.configs import load_config, split_config
+
+FOLDER = Path(__file__).parents[2] / "configs/pretrain"
+RECIPES = sorted(FOLDER.glob("*-*.yaml"))
+PARTS = {name: sorted((FOLDER / name).glob("*.yaml")) for name in ("method", "regularizer")}
+
+
+def relative(path):
+    return str(path.relative_to(FOLDER).with_suffix(""))
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Four generated training images in two classes, and as many held-out ones."""
+    root = tmp_path_factory.mktemp("images")
+    generator = torch.Generator().manual_seed(0)
+    for part in ("train", "val", "test"):
+        for i in range(4):
+            folder = root / part / "ab"[i % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            pixels = torch.randint(256, (40, 40, 3), generator=generator, dtype=torch.uint8)
+            Image.fromarray(pixels.numpy()).save(folder / f"{i}.png")
+    return root
+
+
+def two_steps(config, images, output, *more):
+    """Two steps of a configuration, shrunk where it only costs time: width, size and batch."""
+    settings = config["model"]["init_args"]
+    words = ["--data", "SmallImageFolder", "--data.root", str(images), "--data.num_workers", "0"]
+    if config.get("data", {}).get("class_path") == "ImageFolder":
+        words[1] = "ImageFolder"
+    words += ["--data.image_size", "32", "--data.batch_size", "2", "--data.bank_images", "4"]
+    if settings.get("backbone", {}).get("name", "").startswith("vit"):
+        words += ["--model.backbone.name", "vit_tiny", "--model.backbone.image_size", "32"]
+        words += ["--model.backbone.patch_size", "8"]
+    else:
+        words += ["--model.backbone.width", "16"]
+    if settings.get("ldreg"):
+        words += ["--model.ldreg.k", "2", "--model.ldreg.from_epoch", "0"]
+    method = config["model"]["class_path"]
+    if method in ("BYOL", "SimSiam", "BarlowTwins", "VICReg", "SwAV", "DINO"):
+        words += ["--model.hidden_dim", "64"]
+    if method in ("SimSiam", "BarlowTwins", "VICReg"):
+        words += ["--model.output_dim", "64"]
+    if method == "MAE":
+        # One view: LDReg needs more images a step than with two.
+        words += ["--model.decoder_layers", "1", "--data.batch_size", "4"]
+    words += ["--model.optimizer.warmup_epochs", "0", "--trainer.max_epochs", "2"]
+    words += ["--trainer.accelerator", "cpu", "--trainer.max_steps", "2", "--trainer.logger"]
+    words += ["false", "--trainer.enable_progress_bar", "false", "--output", str(output)]
+    words += ["--trainer.enable_model_summary", "false", "--trainer.check_val_every_n_epoch", "1"]
+    return pretrain([*words, *more])
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=relative)
+def test_every_recipe_trains(recipe, images, tmp_path):
+    config = load_config(recipe)
+    trainer = two_steps(config, images, tmp_path, "--config", str(recipe))
+    assert trainer.global_step == 2
+    method = trainer.lightning_module
+    settings = config["model"]["init_args"]
+    assert method.name == config["model"]["class_path"]
+    assert (method.orthogonality is not None) == ("orthogonality" in settings)
+    assert (method.ldreg is not None) == ("ldreg" in settings)
+    assert (tmp_path / "last.ckpt").exists()
+
+
+@pytest.mark.parametrize("part", PARTS["method"] + PARTS["regularizer"], ids=relative)
+def test_every_method_and_every_regularizer_trains(part, images, tmp_path):
+    base = FOLDER / "digits-resnet18-simclr.yaml"
+    words = ["--config", str(base), "--config", str(part)]
+    if part.stem == "mae":
+        words += ["--config", str(FOLDER / "backbone/vit-base-cifar.yaml")]
+    config, _ = split_config(words)
+    if config["model"]["class_path"] not in ("SimCLR",):
+        config["model"]["init_args"].pop("temperature")
+    trainer = two_steps(config, images, tmp_path, "--config", write(config, tmp_path))
+    assert trainer.global_step == 2
+
+
+def write(config, folder):
+    path = folder / "in.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return str(path)
+
+
+def test_every_method_has_a_file():
+    assert {load_config(p)["model"]["class_path"] for p in PARTS["method"]} == set(METHODS)
+
+
+def test_a_file_lies_over_its_bases_and_they_over_theirs(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/low.yaml").write_text("{a: {x: 1, y: 1, z: 1}, list: [1, 2]}")
+    (tmp_path / "sub/mid.yaml").write_text("{bases: [low.yaml], a: {y: 2, z: 2}}")
+    (tmp_path / "top.yaml").write_text("{bases: [sub/mid.yaml], a: {z: 3}, list: [3]}")
+    assert load_config(tmp_path / "top.yaml") == {"a": {"x": 1, "y": 2, "z": 3}, "list": [3]}
+
+
+def test_several_files_are_laid_over_one_another(tmp_path):
+    (tmp_path / "a.yaml").write_text("{k: {x: 1, y: 1}}")
+    (tmp_path / "b.yaml").write_text("{k: {y: 2}}")
+    words = ["--m", "1", "--config", f"{tmp_path}/a.yaml", f"--config={tmp_path}/b.yaml", "--n"]
+    assert split_config(words) == ({"k": {"x": 1, "y": 2}}, ["--m", "1", "--n"])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("bases: [self.yaml]", "stands on itself"),
+        ("bases: self.yaml", "list of file names"),
+        ("[1, 2]", "mapping"),
+        ("a: [", "YAML"),
+    ],
+)
+def test_bad_files_are_refused_by_name(tmp_path, text, said):
+    path = tmp_path / "self.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=said) as error:
+        load_config(path)
+    assert "self.yaml" in str(error.value)

@@ -1,0 +1,91 @@
+"""The probe command, and the measures it prints."""
+
+import json
+import math
+
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from lightly_collapse.cli import main
+from lightly_collapse.pretrain.checkpoint import load_backbone
+from lightly_collapse.pretrain.command import pretrain
+from lightly_collapse.pretrain.digits import digits_split
+from lightly_collapse.pretrain.probe import probe
+
+WORDS = [
+    *("--model", "SimCLR", "--model.backbone.stem", "cifar", "--model.backbone.width", "4"),
+    *("--data", "Digits", "--data.batch_size", "32", "--data.train_images", "128"),
+    *("--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.max_epochs", "1"),
+    *("--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"),
+]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    pretrain([*WORDS, "--output", str(folder)])
+    return folder
+
+
+def test_measures_the_backbone_on_the_data_of_its_run(run, tmp_path, capsys):
+    measured = probe(["--checkpoint", str(run / "last.ckpt"), "--output", str(tmp_path)])
+    assert "SimCLR" in capsys.readouterr().out
+    record = json.loads((tmp_path / "probe.json").read_text())
+    assert record["method"] == "SimCLR"
+    assert record["knn"] == measured.knn
+    # The same again from the definitions, on images loaded here.
+    split = digits_split(16)
+    backbone, _ = load_backbone(run / "last.ckpt")
+    mean, std = 0.305, 0.33
+    x = (split.test_images.mul(255).round() / 255 - mean) / std
+    features = backbone(x.expand(-1, 3, -1, -1)).double()
+    s = torch.linalg.svdvals(features - features.mean(dim=0))
+    p = s / s.sum()
+    assert measured.effective_rank == pytest.approx(
+        math.exp(-float((p * p.clamp(min=1e-300).log()).sum())), rel=1e-4
+    )
+    assert measured.collapsed == int((s < 1e-2 * s[0]).sum())
+    chosen = sorted(torch.randperm(1257, generator=torch.Generator().manual_seed(0))[:128].tolist())
+    train = (split.train_images[chosen].mul(255).round() / 255 - mean) / std
+    bank = backbone(train.expand(-1, 3, -1, -1)).numpy()
+    scaler = StandardScaler().fit(bank)
+    classifier = LogisticRegression(max_iter=1000).fit(
+        scaler.transform(bank), split.train_labels[chosen].numpy()
+    )
+    right = classifier.score(scaler.transform(features.float().numpy()), split.test_labels.numpy())
+    assert measured.linear == pytest.approx(right, abs=0.01)
+    assert measured.width == 32
+    weight = backbone.layer4[1].conv2.weight.flatten(1).double()
+    eigenvalues = torch.linalg.eigvalsh(weight @ weight.T).flip(0)
+    torch.testing.assert_close(
+        torch.tensor(measured.weight_eigenvalues["layer4.1.conv2.weight"]).double(),
+        eigenvalues / eigenvalues[0],
+        atol=1e-4,
+        rtol=0,
+    )
+
+
+def test_other_data_can_be_named(run):
+    words = ["--checkpoint", str(run / "last.ckpt"), "--data", "Digits"]
+    assert probe([*words, "--data.train_images", "64"]).width == 32
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--checkpoint", "nowhere.ckpt"], "nowhere.ckpt"),
+        ([], "checkpoint"),
+        (["--checkpoint", "{run}/config.yaml"], "config.yaml"),
+        (["--checkpoint", "{run}/last.ckpt", "--data", "Nonsense"], "Digits"),
+        (["--checkpoint", "{run}/last.ckpt", "--device", "abacus"], "abacus"),
+    ],
+    ids=str,
+)
+def test_bad_input_is_one_line_and_exit_2(run, capsys, words, said):
+    assert main(["probe", *(word.format(run=run) for word in words)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert error.startswith("lightly-collapse probe: error: ")
+    assert said in error
