@@ -38,7 +38,10 @@ figure.narrow { max-width: 38rem; }
 img { max-width: 100%; background: #fff; border: 1px solid var(--line); border-radius: 6px; }
 @media print {
   :root { --ink: #000; --soft: #333; --paper: #fff; --line: #bbb; --best: #eee; }
-  body { margin: 0; max-width: none; }
+  body { margin: 0; max-width: none; font-size: 11pt; }
+  .wide { overflow: visible; }
+  th, td { padding: .2rem .35rem; font-size: 8.5pt; }
+  h2 { break-after: avoid; }
 }
 </style>
 </head>

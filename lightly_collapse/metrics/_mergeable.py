@@ -58,11 +58,11 @@ class MergeableMetric(Metric):
                 f"nan_strategy must be one of {', '.join(_NAN_STRATEGIES)}, got {nan_strategy!r}"
             )
         self.nan_strategy = nan_strategy
+        # A MetricCollection groups metrics by equal states, torchmetrics 1.6 by an equal first one:
+        # those that treat the same rows differently must not look equal.
+        self._add("settings", torch.tensor([_NAN_STRATEGIES.index(nan_strategy), *settings]))
         self._add("rows", torch.tensor(0))
         self._add("dropped", torch.tensor(0))
-        # A MetricCollection groups metrics by equal states: those that treat the same rows
-        # differently must not look equal.
-        self._add("settings", torch.tensor([_NAN_STRATEGIES.index(nan_strategy), *settings]))
 
     def _add(self, name: str, default: Tensor) -> None:
         self.add_state(name, default, dist_reduce_fx=None, persistent=True)

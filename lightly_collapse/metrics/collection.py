@@ -65,6 +65,7 @@ class CollapseMetrics(MetricCollection):
         for leader in waiting:
             leader.sync(dist_sync_fn=leader.dist_sync_fn, should_sync=leader.sync_on_compute)
         synced = [leader for leader in leaders if leader._is_synced]
+        self._share_states()
         if not synced:
             yield
             return
@@ -78,7 +79,12 @@ class CollapseMetrics(MetricCollection):
                 m._to_sync, m._should_unsync = m.sync_on_compute, True
             for leader in synced:
                 leader.unsync()
-            self._compute_groups_create_state_ref()
+            self._share_states()
+
+    def _share_states(self) -> None:
+        """Give every metric the states of its group's first, whatever it held before."""
+        self._state_is_copy = False
+        self._compute_groups_create_state_ref()
 
     def _member(self, name: str) -> MergeableMetric:
         metric: MergeableMetric = getattr(self, name)

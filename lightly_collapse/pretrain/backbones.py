@@ -128,6 +128,7 @@ def create_backbone(settings: BackboneSettings) -> nn.Module:
             divide into its patches.
 
     Examples:
+        >>> import torch
         >>> backbone = create_backbone(BackboneSettings("resnet18", stem="cifar", width=16))
         >>> backbone.feature_dim, backbone(torch.rand(2, 3, 32, 32)).shape
         (128, torch.Size([2, 128]))

@@ -221,14 +221,19 @@ class Method(LightningModule):
                 f"ldreg.k must be below the {rows} rows that a step of batch_size "
                 f"{data.batch_size} stacks, got {self.ldreg.k}; take a larger batch or a smaller k"
             )
-        epochs = self.trainer.max_epochs
-        if epochs is not None and 0 < epochs <= self.optimizer.warmup_epochs:
-            raise ValueError(
-                f"optimizer.warmup_epochs must be below max_epochs, {epochs}, "
-                f"got {self.optimizer.warmup_epochs}"
-            )
-        if not math.isfinite(self.trainer.estimated_stepping_batches):
+        steps = self.trainer.estimated_stepping_batches
+        if not math.isfinite(steps):
             raise ValueError("trainer.max_epochs or max_steps must be given, got neither")
+        if self._warmup_steps() >= max(1, steps):
+            raise ValueError(
+                f"optimizer.warmup_epochs must end before training does, after {steps} steps, "
+                f"got {self.optimizer.warmup_epochs}, which are {self._warmup_steps()} steps"
+            )
+
+    def _warmup_steps(self) -> int:
+        trainer = self.trainer
+        epoch = trainer.num_training_batches / trainer.accumulate_grad_batches
+        return round(self.optimizer.warmup_epochs * epoch)
 
     def _ldreg_rows(self, batch_size: int) -> int:
         return self.global_views * batch_size
@@ -237,7 +242,7 @@ class Method(LightningModule):
         """The optimizer, and its schedule by step."""
         trainer = self.trainer
         steps = int(trainer.estimated_stepping_batches)
-        warmup = round(steps * self.optimizer.warmup_epochs / max(1, trainer.max_epochs or 1))
+        warmup = self._warmup_steps()
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         batch = data.batch_size * trainer.world_size * trainer.accumulate_grad_batches
         optimizer = self.optimizer.build(self.trained(), self.probe, batch)
@@ -261,12 +266,27 @@ class Method(LightningModule):
                 raise self._diverged(f"{name} holds NaN or inf")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Write down which method and backbone the weights are of."""
+        """Write down which method and backbone the weights are of, and what the state leaves out.
+
+        Some buffers are not part of a module's state, MoCo's queue and SRIP's tracked vectors among
+        them, but decide how training goes on.
+        """
+        state = self.state_dict()
+        checkpoint["buffers"] = {
+            name: value for name, value in self.named_buffers() if name not in state
+        }
         checkpoint["pretrain"] = {
             "method": self.name,
             "backbone": asdict(self.backbone_settings),
             "feature_dim": self.feature_dim,
         }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up the buffers that are not part of the state."""
+        for name, value in checkpoint["buffers"].items():
+            path, _, attribute = name.rpartition(".")
+            module = self.get_submodule(path)
+            setattr(module, attribute, value.to(module.get_buffer(attribute).device))
 
     def _diverged(self, what: str) -> DivergedError:
         callback = self.trainer.checkpoint_callback

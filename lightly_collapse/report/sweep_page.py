@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from lightly_collapse.report.figures import figure, to_png, to_svg
 from lightly_collapse.report.page import render
@@ -141,6 +142,7 @@ def _weights(first: Mapping[str, _Record]) -> Figure:
         for variant, r in first.items():
             medians = [statistics.median(e) for e in r["weight_eigenvalues"].values()]
             axes.plot(range(1, len(medians) + 1), medians, label=variant, marker="o", markersize=3)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("layer of the backbone")
         axes.set_ylabel("median normalised eigenvalue")
         axes.set_ylim(bottom=0)

@@ -5,6 +5,11 @@ and the linear dynamics of DirectCLR (Jing et al. 2022), the quartic loss landsc
 2023), and a prediction from real images that stands on both.
 """
 
+from lightly_collapse.theory.closed_forms import (
+    aligned_singular_values,
+    exponential_solution,
+    saturating_singular_values,
+)
 from lightly_collapse.theory.contrastive_covariance import (
     ContrastiveCovariance,
     contrastive_covariance,
@@ -23,8 +28,11 @@ __all__ = [
     "LeaveOneOut",
     "LinearDynamics",
     "QuarticLandscape",
+    "aligned_singular_values",
     "contrastive_covariance",
+    "exponential_solution",
     "implicit_regularization_dynamics",
     "predict_collapse",
+    "saturating_singular_values",
     "strong_augmentation_dynamics",
 ]

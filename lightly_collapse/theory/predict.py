@@ -264,7 +264,13 @@ def predict_collapse(
     whole = estimate_spectrum(views("all augmentations", transform), loss, rtol, resamples, seed)
     steps = []
     for name in augmentation_names(transform) if leave_one_out else []:
-        sample = views(f"without {name}", without_augmentation(transform, name))
+        try:
+            sample = views(f"without {name}", without_augmentation(transform, name))
+        except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"transform must work without each of its random steps, but fails without {name} "
+                f"({error}); leave_one_out=False does without"
+            ) from error
         # A difference over the same images varies little: fewer resamples will do.
         other = estimate_spectrum(sample, loss, rtol, min(resamples, 30), seed)
         steps.append(_cost(name, other, whole, confidence))

@@ -12,6 +12,7 @@ import torch
 from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 from torch import nn
+from torch.utils.data import DataLoader
 from torchvision.models import resnet18
 
 from lightly_collapse import functional
@@ -52,7 +53,7 @@ def test_rankme_against_centring_pca_and_entropy(benchmark):
         s = torch.from_numpy(PCA(svd_solver="full").fit(array - array.mean(0)).singular_values_)
         return functional.effective_rank(s)
 
-    assert ratio(benchmark, lambda: functional.rankme(z), pca, rounds=2) <= 1 / 3
+    assert ratio(benchmark, lambda: functional.rankme(z), pca, rounds=1) <= 1 / 3
 
 
 @pytest.mark.parametrize("d", [512, 2048])
@@ -194,7 +195,9 @@ def test_collapse_monitor_against_a_training_step(benchmark, monkeypatch, tmp_pa
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         benchmark.pedantic(
-            trainer.fit, args=(module, list(normal(8 * 256, 3, 32, 32).split(256))), rounds=1
+            trainer.fit,
+            args=(module, DataLoader(normal(8 * 256, 3, 32, 32), batch_size=256)),
+            rounds=1,
         )
     relative = spent / (module.seconds - spent)
     benchmark.extra_info.update(ratio=relative)

@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 
+from detection.random_boxes import main as random_boxes
 from detection.train_torchvision import main as fine_tune
 from lightly_collapse.cli import main as lightly_collapse
 from tests.detection.conftest import TINY
@@ -21,7 +22,7 @@ def test_from_photographs_to_ap(digits_root, tmp_path, request, capsys):
     sizes = ["--epochs", "1", "--batch-size", "5", "--size", "32", "--short-side", "48"]
     subprocess.run(
         [
-            *(sys.executable, "examples/simclr_photographs.py", "--root", str(digits_root)),
+            *(sys.executable, "-m", "detection.pretrain_photographs", "--root", str(digits_root)),
             *("--orthogonality", "1e-3", "--output", str(checkpoint), *sizes),
         ],
         cwd=root,
@@ -37,3 +38,11 @@ def test_from_photographs_to_ap(digits_root, tmp_path, request, capsys):
     assert json.loads((run / "result.json").read_text())["weights"] == str(weights)
     state = torch.load(checkpoint, weights_only=True)["state_dict"]
     assert any(name.startswith("projection_head.") for name in state)
+
+
+def test_random_boxes_find_next_to_nothing(digits_root, monkeypatch, capsys):
+    pytest.importorskip("pycocotools", reason="torchmetrics counts with pycocotools")
+    monkeypatch.setattr(sys, "argv", ["random_boxes", "--root", str(digits_root), "--seeds", "0"])
+    random_boxes()
+    score = float(capsys.readouterr().out.split("AP50 ")[1])
+    assert 0 <= score < 30

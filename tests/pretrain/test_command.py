@@ -69,10 +69,11 @@ def test_the_written_configuration_gives_the_same_run(tmp_path):
     "method",
     [
         ["SimCLR", "--model.ldreg", '{"k": 8}', "--model.orthogonality", '{"weight": 1e-3}'],
+        ["SimCLR", "--model.orthogonality", '{"kind": "srip", "weight": 0.1}'],
         ["MoCo", "--model.queue_size", "96"],
         ["DINO", "--model.output_dim", "32", "--model.hidden_dim", "16"],
     ],
-    ids=lambda words: words[0],
+    ids=lambda words: f"{words[0]} {words[-1]}",
 )
 def test_a_run_resumed_after_an_epoch_ends_with_the_weights_of_one_that_was_not(tmp_path, method):
     # The schedule is that of two epochs in both: the first run is stopped, not shortened.
@@ -184,9 +185,14 @@ class PoisonLast(Callback):
         (["--model", "SimCLR", "--model.views.jitter", "7"], ["views.jitter", "1.25", "7"]),
         (["--model", "SimCLR", "--model.ldreg", '{"k": 64}'], ["ldreg.k", "64 rows", "32"]),
         (["--model", "SimCLR", "--data.batch_size", "100"], ["batch_size", "64", "100"]),
+        (
+            ["--model", "SimCLR", "--model.optimizer.warmup_epochs", "2"],
+            ["warmup_epochs", "2 steps", "got 2", "4 steps"],
+        ),
         (["--model", "SimCLR", "--data.train_images", "9999"], ["train_images", "1257", "9999"]),
         (["--model", "SimCLR", "--ckpt_path", "last"], ["last.ckpt", "not there"]),
         (["--model", "SimCLR", "--model.orthogonality", '{"kind": "x"}'], ["kind", "srip", "'x'"]),
+        (["--model", "SimCLR", "--trainer.max_epochs", "-1"], ["max_epochs", "max_steps"]),
         (["--model", "MAE"], ["ViT", "resnet18"]),
         (["--model", "DirectCLR"], ["loss_dim", "32", "360"]),
         (["--config", "nowhere.yaml"], ["nowhere.yaml"]),
@@ -198,7 +204,14 @@ class PoisonLast(Callback):
 def test_bad_input_is_one_line_and_exit_2_before_training(tmp_path, capsys, words, said):
     # Options of the method come after its name.
     name = words[:2] if "--model" in words else []
-    arguments = [*name, *SMALL, *(NARROW if name else []), *words[len(name) :]]
+    arguments = [
+        *name,
+        *SMALL,
+        "--trainer.max_epochs",
+        "1",
+        *(NARROW if name else []),
+        *words[len(name) :],
+    ]
     assert main(["pretrain", *arguments, "--output", str(tmp_path / "out")]) == 2
     lines = [x for x in capsys.readouterr().err.splitlines() if "lightly-collapse pretrain" in x]
     (line,) = lines

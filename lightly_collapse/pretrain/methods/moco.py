@@ -60,15 +60,3 @@ class MoCo(Method):
 
     def _ldreg_rows(self, batch_size: int) -> int:
         return 2 * batch_size
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the queue, which Lightly leaves out of the state."""
-        super().on_save_checkpoint(checkpoint)
-        bank = self.criterion.memory_bank
-        checkpoint["queue"] = {"keys": bank.bank, "next": bank.bank_ptr}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the queue up again."""
-        bank = self.criterion.memory_bank
-        bank.bank.copy_(checkpoint["queue"]["keys"])
-        bank.bank_ptr.copy_(checkpoint["queue"]["next"])

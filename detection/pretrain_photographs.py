@@ -2,8 +2,8 @@
 
 The first of the three commands from photographs to AP; see detection/README.md.
 
-    python examples/simclr_photographs.py --root bccd_voc --split train --output simclr-0.ckpt
-    python examples/simclr_photographs.py --root bccd_voc --split train --orthogonality 1e-3 \
+    python -m detection.pretrain_photographs --root bccd_voc --split train --output simclr-0.ckpt
+    python -m detection.pretrain_photographs --root bccd_voc --split train --orthogonality 1e-3 \
         --output so-0.ckpt
 """
 
@@ -108,7 +108,9 @@ class SimCLR(pytorch_lightning.LightningModule):
 
 def main() -> None:
     """Parse, train, save."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description="Pretrain a ResNet on a list of photographs by SimCLR."
+    )
     parser.add_argument("--root", type=Path, required=True, help="a VOC-format folder")
     parser.add_argument("--split", default="train")
     parser.add_argument("--output", type=Path, required=True, help="the checkpoint to write")
