@@ -104,7 +104,7 @@ class OrthogonalityRegularizer(nn.Module):
             ValueError: if every weight has been frozen since, or one is sharded and there is no
                 process group to gather it from.
         """
-        return self.weight * self._sum(self._weights)
+        return self.weight * self._total([p for _, p in self._penalties(self._weights)])
 
     def accumulate_gradient(
         self, parameters: Iterable[Tensor] | None = None, scale: float = 1.0
@@ -136,22 +136,21 @@ class OrthogonalityRegularizer(nn.Module):
         if not 0 < scale < float("inf"):
             raise ValueError(f"scale must be positive and finite, got {scale}")
         wanted = None if parameters is None else {id(p) for p in parameters}
-        chosen = {
-            id(p): p
+        receivers = {
+            w: [p for p in w.parameters if p.requires_grad and (wanted is None or id(p) in wanted)]
             for w in self._weights
-            for p in w.parameters
-            if p.requires_grad and (wanted is None or id(p) in wanted)
         }
-        weights = [w for w in self._weights if any(id(p) in chosen for p in w.parameters)]
+        weights = [w for w in self._weights if receivers[w]]
         if not weights and wanted is not None:
             return None
         with torch.enable_grad():
-            penalty = self._sum(weights)
-            grads = torch.autograd.grad(penalty * (self.weight * scale), list(chosen.values()))
-        with torch.no_grad():
-            for p, grad in zip(chosen.values(), grads, strict=True):
+            penalties = self._penalties(weights)
+        # Layer by layer, so that one gradient at a time is in memory.
+        for w, penalty in penalties:
+            grads = torch.autograd.grad(penalty * (self.weight * scale), receivers[w])
+            for p, grad in zip(receivers[w], grads, strict=True):
                 p.grad = grad if p.grad is None else p.grad.add_(grad)
-        return penalty.detach()
+        return self._total([penalty.detach() for _, penalty in penalties])
 
     @torch.no_grad()
     def residuals(self) -> dict[str, float]:
@@ -167,8 +166,8 @@ class OrthogonalityRegularizer(nn.Module):
         """The settings, as they stand in the module's printed form."""
         return f"kind={self.kind!r}, weight={self.weight}, layers={len(self._weights)}"
 
-    def _sum(self, weights: list[LayerWeight]) -> Tensor:
-        penalties = [penalty for _, penalty in self._penalties(weights)]
+    @staticmethod
+    def _total(penalties: list[Tensor]) -> Tensor:
         if not penalties:
             raise ValueError("module must have a weight that requires a gradient, all are frozen")
         device = penalties[0].device
