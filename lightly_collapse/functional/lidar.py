@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightly_collapse.functional._check import as_double
+from lightly_collapse.functional._gram import gram
 from lightly_collapse.functional.spectrum import rankme_of_spectrum
 
 _DELTA = 1e-4
@@ -50,19 +51,23 @@ def lidar(z: Tensor, delta: float = _DELTA) -> Tensor:
         e = as_double(z)
         means = e.mean(dim=1)
         within = (e - means[:, None]).flatten(0, 1)
-        s_w = within.mT @ within / within.shape[0]
+        s_w = gram(within) / within.shape[0]
         between = means - means.mean(dim=0)
-        value = lidar_of_scatter(between.mT @ between / means.shape[0], s_w, delta)
+        value = lidar_of_scatter(gram(between) / means.shape[0], s_w, delta, z.dtype)
     return value if z.dtype == torch.float64 else value.float()
 
 
-def lidar_of_scatter(s_b: Tensor, s_w: Tensor, delta: float = _DELTA) -> Tensor:
+def lidar_of_scatter(
+    s_b: Tensor, s_w: Tensor, delta: float = _DELTA, dtype: torch.dtype = torch.float64
+) -> Tensor:
     """`lidar` from the two covariances; differentiable in both.
 
     Args:
         s_b: (d, d) between-sample covariance.
         s_w: (d, d) within-sample covariance, without `delta`.
         delta: added to the diagonal of S_w.
+        dtype: of the embeddings; for other than float64 the eigenvalues are taken in float32,
+            whose rounding is that of the 1e-7 in the definition.
 
     Returns:
         A scalar.
@@ -79,6 +84,8 @@ def lidar_of_scatter(s_b: Tensor, s_w: Tensor, delta: float = _DELTA) -> Tensor:
     root = torch.linalg.cholesky(s_w + delta * torch.eye(s_w.shape[0]).to(s_w))
     half = torch.linalg.solve_triangular(root, s_b, upper=False)
     lda = torch.linalg.solve_triangular(root, half.mT, upper=False)
+    if dtype != torch.float64:
+        lda = (lda / lda.diagonal().sum()).float()
     return rankme_of_spectrum(torch.linalg.eigvalsh(lda).clamp(min=0))
 
 

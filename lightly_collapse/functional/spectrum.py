@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightly_collapse.functional._check import as_float, check_rows
+from lightly_collapse.functional._gram import tall_singular_values
 
 _RANKME_EPSILON = 1e-7
 
@@ -81,6 +82,11 @@ def rankme(z: Tensor) -> Tensor:
         >>> f"{rankme(torch.eye(8)):.3f}"
         '8.000'
     """
+    z = check_rows(z, "z")
+    tall = z.shape[0] >= 2 * z.shape[1] and z.dtype == torch.float32 and z.device.type != "mps"
+    if tall and not z.requires_grad and z.any():
+        with torch.autocast(z.device.type, enabled=False):
+            return rankme_of_spectrum(tall_singular_values(z))
     return rankme_of_spectrum(singular_values(z))
 
 
