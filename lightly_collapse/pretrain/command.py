@@ -14,17 +14,17 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import TensorBoardLogger
 
-from lightly_collapse.pretrain import methods
+from lightly_collapse.pretrain import data, methods
 from lightly_collapse.pretrain.checkpoint import WholeCheckpoints, check_checkpoint
 from lightly_collapse.pretrain.configs import split_config
-from lightly_collapse.pretrain.data import PretrainData
+from lightly_collapse.pretrain.loading import PretrainData
 from lightly_collapse.pretrain.method import Method
 from lightly_collapse.report.files import check_writable_folder, write_whole
 
 METHODS = tuple(methods.__all__)
 """The methods by their names on the command line."""
 
-DATA = ("Digits", "CIFAR10", "CIFAR100", "SmallImageFolder", "ImageFolder", "LightlyFolder")
+DATA = tuple(data.__all__)
 """The data modules by their names on the command line."""
 
 

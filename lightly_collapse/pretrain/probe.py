@@ -17,7 +17,7 @@ from rich.table import Table
 from lightly_collapse.pretrain.checkpoint import load_backbone
 from lightly_collapse.pretrain.command import explain
 from lightly_collapse.pretrain.configs import load_config, split_config
-from lightly_collapse.pretrain.data import PretrainData
+from lightly_collapse.pretrain.loading import PretrainData
 from lightly_collapse.pretrain.measurement import Measured, measure_backbone
 from lightly_collapse.report.files import check_writable_folder, write_whole
 
