@@ -7,11 +7,12 @@ j and mu the mean over everything.
 import torch
 from torch import Tensor
 
-from lightly_collapse.functional._check import as_double
-from lightly_collapse.functional._gram import gram
+from lightly_collapse.functional._check import as_double, check_finite
+from lightly_collapse.functional._gram import add_gram, gram
 from lightly_collapse.functional.spectrum import rankme_of_spectrum
 
 _DELTA = 1e-4
+_ROWS = 500
 
 
 def lidar(z: Tensor, delta: float = _DELTA) -> Tensor:
@@ -48,13 +49,29 @@ def lidar(z: Tensor, delta: float = _DELTA) -> Tensor:
     if not delta > 0:
         raise ValueError(f"delta must be positive, got {delta}")
     with torch.autocast(z.device.type, enabled=False):
-        e = as_double(z)
-        means = e.mean(dim=1)
-        within = (e - means[:, None]).flatten(0, 1)
-        s_w = gram(within) / within.shape[0]
+        means, within = _within_scatter(z)
+        s_w = within / (z.shape[0] * z.shape[1])
         between = means - means.mean(dim=0)
         value = lidar_of_scatter(gram(between) / means.shape[0], s_w, delta, z.dtype)
     return value if z.dtype == torch.float64 else value.float()
+
+
+def _within_scatter(z: Tensor) -> tuple[Tensor, Tensor]:
+    """Means of the samples in float64, and the scatter of the embeddings about them."""
+    if z.requires_grad:
+        e = as_double(z)
+        means = e.mean(dim=1)
+        return means, gram((e - means[:, None]).flatten(0, 1))
+    d = z.shape[2]
+    scatter = z.new_zeros(d, d, dtype=torch.float64)
+    found = []
+    # In chunks that stay in the cache: fresh memory for all of them costs more than the sums.
+    for chunk in torch.split(z, max(1, _ROWS // z.shape[1])):
+        e = as_double(chunk)
+        means = e.mean(dim=1)
+        add_gram(scatter, (e - means[:, None]).flatten(0, 1))
+        found.append(means)
+    return torch.cat(found), scatter.triu() + scatter.triu(1).mT
 
 
 def lidar_of_scatter(
@@ -102,5 +119,5 @@ def check_augmented(z: Tensor, samples: int = 2, finite: bool = True) -> None:
             f"z must be 3-D (samples, augmentations, dimensions) with at least {samples} sample(s) "
             f"and two augmentations, got shape {tuple(z.shape)}"
         )
-    if finite and not z.isfinite().all():
-        raise ValueError(f"z must be finite, got {int((~z.isfinite()).sum())} NaN or inf entries")
+    if finite:
+        check_finite(z, "z")

@@ -77,7 +77,7 @@ class _PretrainCLI(LightningCLI):
         settings["plugins"] = [WholeCheckpoints(), *_as_list(settings.get("plugins"))]
         if settings.get("logger") in (None, True):
             settings["logger"] = TensorBoardLogger(folder, name=None, version="tensorboard")
-        settings.setdefault("default_root_dir", str(folder))
+        settings["default_root_dir"] = settings.get("default_root_dir") or str(folder)
         return Trainer(**settings)
 
 

@@ -55,6 +55,16 @@ def test_writes_the_checkpoint_with_its_resolved_configuration(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["config.yaml", "last.ckpt", "tensorboard"]
 
 
+def test_without_a_logger_the_monitor_writes_into_the_output_folder(tmp_path, monkeypatch):
+    output, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    monitor = "--trainer.callbacks+=lightly_collapse.callbacks.CollapseMonitor"
+    pretrain(simclr(output, 1, "--trainer.logger", "false", monitor))
+    assert (output / "collapse.csv").read_text().startswith("epoch")
+    assert list(elsewhere.iterdir()) == []
+
+
 def test_the_written_configuration_gives_the_same_run(tmp_path):
     pretrain(simclr(tmp_path / "a", 1, "--seed_everything", "5"))
     pretrain(["--config", str(tmp_path / "a/config.yaml"), "--output", str(tmp_path / "b")])
