@@ -198,8 +198,9 @@ def test_ldreg_memory() -> None:
     # Each in a process of its own: memory that was freed before is used again without a trace.
     peak = {}
     for name in ("LDReg", "sort"):
-        command = [sys.executable, __file__, name]
-        run = subprocess.run(command, check=True, capture_output=True, text=True)
+        command = [sys.executable, "-m", "tests.benchmarks.test_regularizers", name]
+        root = Path(__file__).parents[2]
+        run = subprocess.run(command, check=True, capture_output=True, text=True, cwd=root)
         peak[name] = float(run.stdout)
     print("\n" + ", ".join(f"{name} {size:.0f} MiB" for name, size in peak.items()))
     assert peak["LDReg"] <= peak["sort"] / 2
