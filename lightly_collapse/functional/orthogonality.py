@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lightly_collapse.functional import _convolution
 from lightly_collapse.functional._check import as_float
+from lightly_collapse.functional._gram import gram
 from lightly_collapse.functional._spectral_norm import track
 from lightly_collapse.functional._unit import unit_rows
 
@@ -208,8 +209,15 @@ class _ClosedForm(torch.autograd.Function):
         return gradient(w, state, grad, *ctx.settings), None, *(None for _ in ctx.settings)
 
 
+_BANDED = 512  # from this side on, half of a symmetric product is faster than all of it
+
+
 def _so(w: Tensor) -> tuple[Tensor, Tensor]:
-    g = w @ w.mT if w.shape[-2] <= w.shape[-1] else w.mT @ w
+    rows = w.mT if w.shape[-2] <= w.shape[-1] else w
+    if w.ndim == 2 and rows.shape[-1] >= _BANDED and not torch.is_grad_enabled():
+        g = gram(rows.detach())
+    else:
+        g = rows.mT @ rows
     g.diagonal(dim1=-2, dim2=-1).sub_(1)
     return torch.dot(g.flatten(), g.flatten()), g
 
