@@ -29,7 +29,7 @@ def _demo_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="METHOD",
         help="baseline, so, srip, ldreg, directclr, no-projector (default: all of them)",
     )
-    parser.add_argument("--epochs", type=int, default=30, help="default: %(default)s")
+    parser.add_argument("--epochs", type=int, default=20, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument(
         "--output",

@@ -76,7 +76,7 @@ class DemoResult:
 
 def demo(
     methods: Sequence[str] = tuple(METHODS),
-    epochs: int = 30,
+    epochs: int = 20,
     seed: int = 0,
     output: str | os.PathLike[str] = "collapse-demo",
 ) -> list[DemoResult]:

@@ -37,7 +37,7 @@ class DemoSettings:
             of the largest.
     """
 
-    epochs: int = 30
+    epochs: int = 20
     seed: int = 0
     batch_size: int = 256
     learning_rate: float = 2e-3
