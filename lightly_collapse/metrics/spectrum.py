@@ -1,5 +1,6 @@
 """Spectrum metrics: how many dimensions a stream of embeddings uses. One sketch serves them all."""
 
+from abc import abstractmethod
 from typing import Any
 
 import torch
@@ -34,8 +35,9 @@ class _SpectrumMetric(ScatterMetric):
         """
         return self._output(self._measure(self._singular_values(self.center)))
 
+    @abstractmethod
     def _measure(self, s: Tensor) -> Tensor:
-        raise NotImplementedError
+        """The measure of a spectrum, before its dtype is settled."""
 
 
 class Spectrum(_SpectrumMetric):

@@ -137,6 +137,7 @@ def test_share_of_a_training_step(backbone: nn.Module) -> None:
     times = fastest(functions, rounds=2)
     for kind in regularizers:
         print(f"{kind}: {times[kind] / times['step']:.1%} of a step of 16 images")
+    assert times["srip"] <= times["so"] <= 0.1 * times["step"]
 
 
 # --- LDReg ----------------------------------------------------------------------------------------
