@@ -2,6 +2,10 @@
 
 e_ij is the embedding of the j-th of q augmentations of the i-th of n samples, mu_i their mean over
 j and mu the mean over everything.
+
+Float32 embeddings are multiplied in float32 where that is known to be enough: the rounding error E
+of S_w, which changes each eigenvalue of the LDA matrix by a share of at most the spectral radius
+of S_w^-1 E, is measured against float64 with a few random vectors.
 """
 
 import torch
@@ -12,7 +16,10 @@ from lightly_collapse.functional._gram import add_gram, gram
 from lightly_collapse.functional.spectrum import rankme_of_spectrum
 
 _DELTA = 1e-4
-_ROWS = 500
+_ROWS = 2000
+_PROBES = 8
+_TOLERANCE = 3e-5
+"""Relative error of the LDA matrix's eigenvalues up to which S_w may come from float32."""
 
 
 def lidar(z: Tensor, delta: float = _DELTA) -> Tensor:
@@ -27,7 +34,9 @@ def lidar(z: Tensor, delta: float = _DELTA) -> Tensor:
     factorisation and one symmetric eigenvalue problem, no inverse and no root.
 
     Args:
-        z: (n, q, d) embeddings, q augmentations of each of n samples; computed in float64.
+        z: (n, q, d) embeddings, q augmentations of each of n samples. S_w is summed in float32
+            where its measured rounding moves no eigenvalue by more than 3e-5 of itself, else in
+            float64; all else is float64.
         delta: added to the diagonal of S_w, above 0.
 
     Returns:
@@ -49,29 +58,54 @@ def lidar(z: Tensor, delta: float = _DELTA) -> Tensor:
     if not delta > 0:
         raise ValueError(f"delta must be positive, got {delta}")
     with torch.autocast(z.device.type, enabled=False):
-        means, within = _within_scatter(z)
-        s_w = within / (z.shape[0] * z.shape[1])
+        found = None
+        if z.dtype != torch.float64 and not z.requires_grad:
+            found = _single_precision(z, delta)
+        if found is None:
+            e = as_double(z)
+            means = e.mean(dim=1)
+            s_w = gram((e - means[:, None]).flatten(0, 1)) / (z.shape[0] * z.shape[1])
+            found = means, _factor(s_w, delta)
+        means, root = found
         between = means - means.mean(dim=0)
-        value = lidar_of_scatter(gram(between) / means.shape[0], s_w, delta, z.dtype)
+        _check_between(between)
+        # H H^T is the LDA matrix; H^T H, where that is smaller, has the same eigenvalues but zeros.
+        h = torch.linalg.solve_triangular(root, between.mT, upper=False)
+        zeros = max(z.shape[2] - z.shape[0], 0)
+        value = _effective_rank(gram(h if zeros else h.mT), z.dtype, zeros)
     return value if z.dtype == torch.float64 else value.float()
 
 
-def _within_scatter(z: Tensor) -> tuple[Tensor, Tensor]:
-    """Means of the samples in float64, and the scatter of the embeddings about them."""
-    if z.requires_grad:
-        e = as_double(z)
-        means = e.mean(dim=1)
-        return means, gram((e - means[:, None]).flatten(0, 1))
-    d = z.shape[2]
-    scatter = z.new_zeros(d, d, dtype=torch.float64)
-    found = []
-    # In chunks that stay in the cache: fresh memory for all of them costs more than the sums.
-    for chunk in torch.split(z, max(1, _ROWS // z.shape[1])):
-        e = as_double(chunk)
-        means = e.mean(dim=1)
-        add_gram(scatter, (e - means[:, None]).flatten(0, 1))
-        found.append(means)
-    return torch.cat(found), scatter.triu() + scatter.triu(1).mT
+def _single_precision(z: Tensor, delta: float) -> tuple[Tensor, Tensor] | None:
+    """Means of the samples and Cholesky factor of S_w, or None where float32 is not enough."""
+    n, q, d = z.shape
+    generator = torch.Generator(z.device).manual_seed(0)
+    double = {"dtype": torch.float64, "device": z.device}
+    vectors = torch.randn(d, _PROBES, generator=generator, **double)
+    scatter, exact = torch.zeros(d, d, **double), torch.zeros(d, _PROBES, **double)
+    samples = max(1, _ROWS // q)
+    # One buffer for all chunks: fresh memory for each costs more than the sums.
+    buffer = torch.empty(min(samples, n), q, d, **double)
+    upper, means = torch.empty(d, d, device=z.device), []
+    for chunk in torch.split(z, samples):
+        e = buffer[: len(chunk)].copy_(chunk)
+        means.append(e.mean(dim=1))
+        e = e.sub_(means[-1][:, None]).flatten(0, 1)
+        add_gram(upper.zero_(), e.float())
+        scatter += upper
+        exact += e.mT @ (e @ vectors)
+    s_w = (scatter.triu() + scatter.triu(1).mT) / (n * q)
+    root, info = torch.linalg.cholesky_ex(s_w + delta * torch.eye(d, **double))
+    if info:
+        return None
+    # E ||M v||^2 = ||M||_F^2 for a standard normal v, and the Frobenius norm bounds the radius.
+    error = torch.cholesky_solve(s_w @ vectors - exact / (n * q), root).norm() / _PROBES**0.5
+    return (torch.cat(means), root) if error <= _TOLERANCE else None
+
+
+def _factor(s_w: Tensor, delta: float) -> Tensor:
+    root: Tensor = torch.linalg.cholesky(s_w + delta * torch.eye(s_w.shape[0]).to(s_w))
+    return root
 
 
 def lidar_of_scatter(
@@ -96,14 +130,22 @@ def lidar_of_scatter(
         >>> f"{lidar_of_scatter(torch.eye(3), torch.eye(3)):.3f}"
         '3.000'
     """
-    if not s_b.diagonal().any():
-        raise ValueError("z must hold samples whose means differ: S_b is zero and has no rank")
-    root = torch.linalg.cholesky(s_w + delta * torch.eye(s_w.shape[0]).to(s_w))
+    _check_between(s_b.diagonal())
+    root = _factor(s_w, delta)
     half = torch.linalg.solve_triangular(root, s_b, upper=False)
-    lda = torch.linalg.solve_triangular(root, half.mT, upper=False)
+    return _effective_rank(torch.linalg.solve_triangular(root, half.mT, upper=False), dtype)
+
+
+def _check_between(between: Tensor) -> None:
+    if not between.any():
+        raise ValueError("z must hold samples whose means differ: S_b is zero and has no rank")
+
+
+def _effective_rank(lda: Tensor, dtype: torch.dtype, zeros: int = 0) -> Tensor:
     if dtype != torch.float64:
         lda = (lda / lda.diagonal().sum()).float()
-    return rankme_of_spectrum(torch.linalg.eigvalsh(lda).clamp(min=0))
+    eigenvalues = torch.linalg.eigvalsh(lda).clamp(min=0)
+    return rankme_of_spectrum(torch.nn.functional.pad(eigenvalues, (zeros, 0)))
 
 
 def check_augmented(z: Tensor, samples: int = 2, finite: bool = True) -> None:

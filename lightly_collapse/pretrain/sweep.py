@@ -213,13 +213,14 @@ def _run(cell: Cell, folder: Path, words: Sequence[str]) -> None:
         "seed": cell.seed,
         "resumed": resumed,
     }
-    started = time.perf_counter()
+    started, processor = time.perf_counter(), time.process_time()
     try:
         trainer = pretrain(arguments)
     except DivergedError as error:
         record["failed"] = str(error)
     else:
         record["seconds"] = round(time.perf_counter() - started, 1)
+        record["processor_seconds"] = round(time.process_time() - processor, 1)
         method: Any = trainer.lightning_module
         method.eval()
         device = trainer.strategy.root_device

@@ -63,7 +63,7 @@ def test_all_spectrum_metrics_against_one(benchmark, d):
         benchmark,
         lambda: update(collapse_metrics(), z).compute(),
         lambda: update(RankMe(), z).compute(),
-        rounds=4 if d == 512 else 2,
+        rounds=5,
     )
     assert relative <= 1.1
 
@@ -96,8 +96,8 @@ def test_lidar_against_the_textbook(benchmark):
         return torch.exp(-(p * p.log()).sum())
 
     torch.testing.assert_close(functional.lidar(z), textbook(), rtol=1e-3, atol=0)
-    # Aim: 1 / 5. In float64 where it matters, against the textbook in float32.
-    assert ratio(benchmark, lambda: functional.lidar(z), textbook, rounds=4) <= 1 / 2
+    # In float64 where it matters, against the textbook in float32.
+    assert ratio(benchmark, lambda: functional.lidar(z), textbook, rounds=6) <= 1 / 5
 
 
 def test_lid_against_scikit_learn_s_neighbours(benchmark):

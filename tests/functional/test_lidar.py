@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lightly_collapse.functional import lidar
+from lightly_collapse.functional.lidar import _single_precision
 
 
 def textbook(z, delta=1e-4):
@@ -60,6 +61,38 @@ def test_lidar_in_half_precision_and_under_autocast():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         torch.testing.assert_close(lidar(z), lidar(z.double()).float())
     assert lidar(z.half()).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("within", "scale"),
+    [
+        # Augmentation along one direction in 32, a hundred million times delta.
+        (torch.eye(32)[:1] * 100, 1.0),
+        # The same far from the axes, and squares that float32 cannot hold.
+        (torch.ones(1, 32) * 30, 1.0),
+        (torch.eye(32), 1e25),
+        (torch.eye(32), 1.0),
+    ],
+)
+def test_lidar_of_float32_is_that_of_float64(within, scale):
+    g = torch.Generator().manual_seed(0)
+    means = torch.randn(60, 1, 32, generator=g) * torch.logspace(0, -3, 32)
+    z = (means + torch.randn(60, 7, len(within), generator=g) @ within) * scale
+    delta = 1e-4 * scale**2
+    expected = float(lidar(z.double(), delta))
+    assert float(lidar(z, delta)) == pytest.approx(expected, rel=1e-4)
+
+
+def test_float32_is_refused_where_its_rounding_shows():
+    g = torch.Generator().manual_seed(0)
+    noise = torch.randn(500, 10, 64, generator=g)
+    assert _single_precision(noise, 1e-4) is not None
+    line = torch.randn(500, 10, 1, generator=g) * torch.randn(64, generator=g)
+    # Rounding of 3 % of the smallest eigenvalue; and so much that it makes S_w indefinite.
+    for scale in (1, 100):
+        z = scale * line + torch.randn(500, 1, 64, generator=g) * torch.logspace(0, -3, 64)
+        assert _single_precision(z, 1e-4) is None
+        assert float(lidar(z)) == pytest.approx(float(lidar(z.double())), rel=2e-6)
 
 
 def test_lidar_has_a_gradient():
