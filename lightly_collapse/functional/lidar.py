@@ -80,12 +80,11 @@ def _single_precision(z: Tensor, delta: float) -> tuple[Tensor, Tensor] | None:
     """Means of the samples and Cholesky factor of S_w, or None where float32 is not enough."""
     n, q, d = z.shape
     generator = torch.Generator(z.device).manual_seed(0)
-    double = {"dtype": torch.float64, "device": z.device}
-    vectors = torch.randn(d, _PROBES, generator=generator, **double)
-    scatter, exact = torch.zeros(d, d, **double), torch.zeros(d, _PROBES, **double)
+    vectors = torch.randn(d, _PROBES, generator=generator, dtype=torch.float64, device=z.device)
+    scatter, exact = vectors.new_zeros(d, d), torch.zeros_like(vectors)
     samples = max(1, _ROWS // q)
     # One buffer for all chunks: fresh memory for each costs more than the sums.
-    buffer = torch.empty(min(samples, n), q, d, **double)
+    buffer = vectors.new_empty(min(samples, n), q, d)
     upper, means = torch.empty(d, d, device=z.device), []
     for chunk in torch.split(z, samples):
         e = buffer[: len(chunk)].copy_(chunk)
@@ -95,7 +94,7 @@ def _single_precision(z: Tensor, delta: float) -> tuple[Tensor, Tensor] | None:
         scatter += upper
         exact += e.mT @ (e @ vectors)
     s_w = (scatter.triu() + scatter.triu(1).mT) / (n * q)
-    root, info = torch.linalg.cholesky_ex(s_w + delta * torch.eye(d, **double))
+    root, info = torch.linalg.cholesky_ex(s_w + delta * torch.eye(d).to(s_w))
     if info:
         return None
     # E ||M v||^2 = ||M||_F^2 for a standard normal v, and the Frobenius norm bounds the radius.
