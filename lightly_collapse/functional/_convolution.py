@@ -13,7 +13,9 @@ from itertools import product
 
 import torch
 from torch import Tensor
+from torch.library import custom_op
 
+_Shifts = list[tuple[int, ...]]
 _Taps = tuple[slice, ...]
 
 
@@ -43,8 +45,8 @@ def shifts(
     return [j for j in product(*by_dimension) if j >= zero]
 
 
-def value_and_overlaps(w: Tensor, found: list[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
-    """The penalty and what its gradient needs.
+def value_and_overlaps(w: Tensor, found: _Shifts) -> tuple[Tensor, Tensor]:
+    """The penalty and what its gradient needs; differentiable, but not under a compiler.
 
     Args:
         w: (groups, filters, in, *kernel).
@@ -53,6 +55,23 @@ def value_and_overlaps(w: Tensor, found: list[tuple[int, ...]]) -> tuple[Tensor,
     Returns:
         The penalty, summed over groups, and (shifts, groups, filters, filters): T_0 - I, T_j, ...
     """
+    if torch.compiler.is_compiling():
+        value, overlaps = _compiled_value(w, [j for shift in found for j in shift])
+        return value, overlaps
+    return _value_and_overlaps(w, found)
+
+
+def gradient(w: Tensor, overlaps: Tensor, grad: Tensor, found: _Shifts) -> Tensor:
+    """Of ||A B^T||^2 with respect to A it is 2 T B, with respect to B 2 T^T A."""
+    if torch.compiler.is_compiling():
+        result: Tensor = _compiled_gradient(
+            w, overlaps, grad, [j for shift in found for j in shift]
+        )
+        return result
+    return _gradient(w, overlaps, grad, found)
+
+
+def _value_and_overlaps(w: Tensor, found: _Shifts) -> tuple[Tensor, Tensor]:
     v = w.movedim(2, -1)
     overlaps = []
     for j in found:
@@ -63,8 +82,7 @@ def value_and_overlaps(w: Tensor, found: list[tuple[int, ...]]) -> tuple[Tensor,
     return 2 * squares.sum() - squares[0], torch.stack(overlaps)
 
 
-def gradient(w: Tensor, overlaps: Tensor, grad: Tensor, found: list[tuple[int, ...]]) -> Tensor:
-    """Of ||A B^T||^2 with respect to A it is 2 T B, with respect to B 2 T^T A."""
+def _gradient(w: Tensor, overlaps: Tensor, grad: Tensor, found: _Shifts) -> Tensor:
     v = w.movedim(2, -1)
     result = torch.zeros_like(v, memory_format=torch.contiguous_format)
     overlaps = (4 * grad) * overlaps
@@ -82,3 +100,41 @@ def _overlap(kernel: tuple[int, ...], shift: tuple[int, ...]) -> tuple[_Taps, _T
     here = tuple(slice(max(0, -j), k - max(0, j)) for k, j in zip(kernel, shift, strict=True))
     there = tuple(slice(max(0, j), k - max(0, -j)) for k, j in zip(kernel, shift, strict=True))
     return (slice(None), slice(None), *here), (slice(None), slice(None), *there)
+
+
+# Operators of their own: a compiler that unrolls every product of every shift of every layer takes
+# minutes for two layers, and there is nothing in them to fuse.
+
+
+def _unflatten(w: Tensor, found: list[int]) -> _Shifts:
+    d = w.ndim - 3
+    return [tuple(found[i : i + d]) for i in range(0, len(found), d)]
+
+
+@custom_op(
+    "lightly_collapse::kernel_overlaps",
+    mutates_args=(),
+    schema="(Tensor w, int[] shifts) -> (Tensor, Tensor)",
+)
+def _compiled_value(w: Tensor, shifts: list[int]) -> tuple[Tensor, Tensor]:
+    return _value_and_overlaps(w, _unflatten(w, shifts))
+
+
+@_compiled_value.register_fake
+def _(w: Tensor, shifts: list[int]) -> tuple[Tensor, Tensor]:
+    groups, filters = w.shape[:2]
+    return w.new_empty(()), w.new_empty(len(shifts) // (w.ndim - 3), groups, filters, filters)
+
+
+@custom_op(
+    "lightly_collapse::kernel_overlaps_gradient",
+    mutates_args=(),
+    schema="(Tensor w, Tensor overlaps, Tensor grad, int[] shifts) -> Tensor",
+)
+def _compiled_gradient(w: Tensor, overlaps: Tensor, grad: Tensor, shifts: list[int]) -> Tensor:
+    return _gradient(w, overlaps, grad, _unflatten(w, shifts))
+
+
+@_compiled_gradient.register_fake
+def _(w: Tensor, overlaps: Tensor, grad: Tensor, shifts: list[int]) -> Tensor:
+    return w.new_empty(w.movedim(2, -1).shape).movedim(-1, 2)

@@ -75,7 +75,9 @@ def track(
             if found[i].residual <= goal:
                 break
             found[i] = _steps([rows[i]], [found[i].basis])[0]
-    return [step.u for step in found], [step.y for step in found], [step.basis for step in found]
+    # Contiguous, as the compiler was promised below.
+    u, y, basis = ([t.contiguous() for t in ts] for ts in list(zip(*found, strict=True))[:3])
+    return u, y, basis
 
 
 @track.register_fake

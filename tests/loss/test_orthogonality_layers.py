@@ -17,6 +17,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from lightly_collapse.functional import orthogonality_penalty
+from lightly_collapse.functional._convolution import shifts
+from lightly_collapse.functional._spectral_norm import initial_basis
 from lightly_collapse.loss import LDRegularizer, OrthogonalityRegularizer
 
 KINDS = ("so", "dso", "mc", "srip", "conv")
@@ -219,6 +221,32 @@ def test_compiles_without_a_graph_break(kind: str) -> None:
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(compiled(), regularizer(), rtol=1e-4, atol=0)
+
+
+# Shapes with a basis of the whole space, and larger ones, wide and tall.
+MATRICES = [torch.randn(8, 24), torch.randn(70, 50), torch.randn(50, 70), torch.randn(2, 40, 90)]
+KERNEL = torch.randn(2, 6, 4, 3, 3)
+SHIFTS = [j for shift in shifts((3, 3), (1, 1), (1, 1)) for j in shift]
+
+
+@pytest.mark.parametrize(
+    ("operator", "arguments"),
+    [
+        ("track_spectral_norm", (MATRICES, [initial_basis(m) for m in MATRICES])),
+        ("kernel_overlaps", (KERNEL, SHIFTS)),
+        (
+            "kernel_overlaps_gradient",
+            (KERNEL, torch.randn(len(SHIFTS) // 2, 2, 6, 6), torch.ones(()), SHIFTS),
+        ),
+    ],
+)
+def test_operators_give_what_a_compiler_is_told(operator: str, arguments: Any) -> None:
+    # Shapes and strides: the default backend checks both when it runs.
+    torch.library.opcheck(
+        getattr(torch.ops.lightly_collapse, operator).default,
+        arguments,
+        test_utils=("test_schema", "test_faketensor"),
+    )
 
 
 @pytest.mark.parametrize("norm", ["l1", "l2"])
