@@ -1,15 +1,18 @@
 """The comparison page of a sweep, and its figures."""
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from lightly_collapse.report.figures import figure, to_png, to_svg
+from lightly_collapse.report.figures import COLORS, figure, panels, to_png, to_svg
 from lightly_collapse.report.page import render
-from lightly_collapse.report.plots import log_lines
 
 _Record = Mapping[str, Any]
 
@@ -91,27 +94,15 @@ def _figures(results: Sequence[_Record]) -> dict[str, tuple[Figure, str]]:
     first: dict[str, _Record] = {}
     for r in results:
         first.setdefault(r["variant"], r)
-
-    def spectra(key: str) -> dict[str, list[float]]:
-        return {
-            variant: [s / r[key][0] for s in r[key]]
-            for variant, r in first.items()
-            if r[key] and r[key][0] > 0
-        }
-
-    ylabel = "singular value / largest"
+    groups = _groups(first)
     drawn = {
         "spectrum.png": (
-            log_lines(spectra("spectrum"), ylabel),
-            "Singular values of the centred representation of held-out images, each line divided "
-            "by its largest.",
-        ),
-        "embedding-spectrum.png": (
-            log_lines(spectra("embedding_spectrum"), ylabel),
-            "The same of the embedding, which the loss acts on.",
+            _spectra(groups),
+            "Singular values on held-out images, centred, each line divided by its largest: of "
+            "the representation, and of the embedding that the loss acts on.",
         ),
         "weights.png": (
-            _weights(first),
+            _weights(groups),
             "Median of the normalised eigenvalues of every layer's weight, from the first layer "
             "to the last; 1 where all filters are orthogonal and of one norm.",
         ),
@@ -124,6 +115,60 @@ def _figures(results: Sequence[_Record]) -> dict[str, tuple[Figure, str]]:
     return drawn
 
 
+def _groups(first: Mapping[str, _Record]) -> dict[str, dict[str, _Record]]:
+    """What is drawn together: the methods without regularizer, and each with its regularizers."""
+    plain = {r["method"]: r for r in first.values() if not r["regularizer"]}
+    groups = {"without regularizer": plain} if len(plain) > 1 else {}
+    for method in dict.fromkeys(r["method"] for r in first.values()):
+        own = [r for r in first.values() if r["method"] == method]
+        if len(own) > 1:
+            groups[method] = {r["regularizer"] or "none": r for r in own}
+    return groups or {"": dict(first)}
+
+
+def _spectra(groups: Mapping[str, Mapping[str, _Record]]) -> Figure:
+    with panels(len(groups), 2, width=9, height=3.3 * len(groups)) as (fig, axes):
+        places = iter(axes)
+        for title, records in groups.items():
+            for key, what in (("spectrum", "representation"), ("embedding_spectrum", "embedding")):
+                ax = next(places)
+                _use_colors(ax, len(records))
+                for label, r in records.items():
+                    if r[key] and r[key][0] > 0:
+                        values = [s / r[key][0] if s > 0 else math.nan for s in r[key]]
+                        ax.plot(range(1, len(values) + 1), values, label=label)
+                ax.set_yscale("log")
+                ax.set_title(f"{title}: {what}" if title else what)
+                ax.set_xlabel("index, largest first")
+                ax.set_ylabel("singular value / largest")
+                ax.legend(fontsize="small")
+    return fig
+
+
+def _weights(groups: Mapping[str, Mapping[str, _Record]]) -> Figure:
+    rows = math.ceil(len(groups) / 2)
+    with panels(rows, 2, width=9, height=3.3 * rows) as (fig, axes):
+        for ax in axes[len(groups) :]:
+            ax.remove()
+        for ax, (title, records) in zip(axes, groups.items(), strict=False):
+            _use_colors(ax, len(records))
+            for label, r in records.items():
+                medians = [statistics.median(e) for e in r["weight_eigenvalues"].values()]
+                ax.plot(range(1, len(medians) + 1), medians, label=label, marker="o", markersize=3)
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+            ax.set_title(title)
+            ax.set_xlabel("layer of the backbone")
+            ax.set_ylabel("median normalised eigenvalue")
+            ax.set_ylim(bottom=0)
+            ax.legend(fontsize="small")
+    return fig
+
+
+def _use_colors(ax: Axes, lines: int) -> None:
+    if lines > len(COLORS):
+        ax.set_prop_cycle(color=colormaps["viridis"](np.linspace(0.05, 0.9, lines)))
+
+
 def _against_jitter(results: Sequence[_Record]) -> Figure:
     with figure() as (fig, axes):
         for regularizer in dict.fromkeys(r["regularizer"] for r in results):
@@ -133,18 +178,5 @@ def _against_jitter(results: Sequence[_Record]) -> Figure:
             axes.plot(*zip(*points, strict=True), "o", label=regularizer or "no regularizer")
         axes.set_xlabel("strength of the colour jitter")
         axes.set_ylabel("mLID")
-        axes.legend()
-    return fig
-
-
-def _weights(first: Mapping[str, _Record]) -> Figure:
-    with figure() as (fig, axes):
-        for variant, r in first.items():
-            medians = [statistics.median(e) for e in r["weight_eigenvalues"].values()]
-            axes.plot(range(1, len(medians) + 1), medians, label=variant, marker="o", markersize=3)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_xlabel("layer of the backbone")
-        axes.set_ylabel("median normalised eigenvalue")
-        axes.set_ylim(bottom=0)
         axes.legend()
     return fig

@@ -193,15 +193,15 @@ def _digits(seeds: range, options: dict[str, Any], progress: _Progress) -> _Cont
         **{k: v for k, v in options.items() if k == "steps"}, seed=seeds[0], progress=progress
     )
     worst = max(c.largest_error() for c in found)
-    plain = [c.correlation() for c in found]
-    timed = [c.correlation(finite_time=True) for c in found]
+    plain = [c.correlation(finite_time=False) for c in found]
+    timed = [c.correlation() for c in found]
     rows = [
         [
             f"{c.noise:g}",
             f"{100 * c.largest_error():.1f} %",
             f"{int((c.spectral > 1e-2 * c.spectral[0]).sum())}",
+            f"{c.correlation(finite_time=False):.3f}",
             f"{c.correlation():.3f}",
-            f"{c.correlation(finite_time=True):.3f}",
         ]
         for c in found
     ]

@@ -50,21 +50,26 @@ class Comparison:
         seen = self.spectral > 1e-2 * self.spectral[0]
         return float((self.predicted / self.spectral - 1)[seen].abs().max())
 
-    def correlation(self, finite_time: bool = False) -> float:
+    def correlation(self, finite_time: bool = True) -> float:
         """Correlation of the log spectra, predicted and after InfoNCE.
+
+        The prediction is that of the linear dynamics run to the training time. The landscape alone
+        knows where training would end, and nothing of directions that are still on their way: its
+        correlation is lower, most where there is almost no noise.
 
         Over the dimensions that the landscape keeps above 1e-3 of its largest singular value:
         lower ones drown in the sampling of the views.
 
         Args:
-            finite_time: take the prediction with the training time in it.
+            finite_time: take the prediction with the training time in it; False for the
+                landscape's alone.
 
         Raises:
             ValueError: if InfoNCE was not trained.
         """
         predicted = self.finite_time if finite_time else self.predicted
         if predicted is None or self.infonce is None:
-            raise ValueError("finite_time needs a comparison with InfoNCE trained")
+            raise ValueError("correlation needs a comparison with InfoNCE trained, with steps > 0")
         kept = self.predicted > 1e-6 * self.predicted[0]
         pair = torch.stack([predicted[kept], self.infonce[kept]]).clamp(min=1e-30).log()
         return float(torch.corrcoef(pair)[0, 1])

@@ -71,7 +71,7 @@ def test_runs_every_cell_and_writes_one_table_and_one_page(finished):
     assert page.count("<svg") == 3
     for link in ('src="', "<link", "@import", "url(http"):
         assert link not in page
-    for name in ("spectrum.png", "embedding-spectrum.png", "weights.png"):
+    for name in ("spectrum.png", "weights.png"):
         assert (folder / "out" / name).read_bytes().startswith(b"\x89PNG\r\n")
 
 

@@ -160,9 +160,10 @@ def test_a_seed_fixes_the_result_and_the_random_states_are_left_alone():
 
 def _check(comparison) -> None:
     assert comparison.largest_error() < 0.1
-    # Almost without noise the predicted spectrum is nearly flat, and little is left to correlate.
-    assert comparison.correlation() >= (0.85 if comparison.noise >= 0.3 else 0.75)
-    assert comparison.correlation(finite_time=True) > max(0.98, comparison.correlation())
+    landscape = comparison.correlation(finite_time=False)
+    assert comparison.correlation() > max(0.98, landscape)
+    # Almost without noise the landscape's spectrum is nearly flat: little is left to correlate.
+    assert landscape >= (0.85 if comparison.noise >= 0.1 else 0.8)
 
 
 def test_prediction_against_training_on_the_digits():
@@ -171,7 +172,7 @@ def test_prediction_against_training_on_the_digits():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, 1, 2])
 def test_prediction_against_training_on_the_digits_at_ten_strengths(seed):
     assert len(STRENGTHS) == 10
     for comparison in compare_on_digits(seed=seed):
