@@ -68,7 +68,7 @@ def test_runs_every_cell_and_writes_one_table_and_one_page(finished):
     page = (folder / "out/report.html").read_text()
     assert "4 of 4 runs finished" in page
     assert shown in page
-    assert page.count("<svg") == 3
+    assert page.count("<svg") == 2
     for link in ('src="', "<link", "@import", "url(http"):
         assert link not in page
     for name in ("spectrum.png", "weights.png"):
