@@ -1,9 +1,10 @@
-"""Products X^T X that keep the digits of float32: in float64, and half of them."""
+"""Products X^T X by part of their products, and their eigenvalues in float64."""
 
 import torch
 from torch import Tensor
 
 _BLOCKS = 4
+_BANDED = 256  # from this side on, part of the products is faster than all of them
 _ROWS = 2048
 
 
@@ -24,7 +25,7 @@ def add_gram(upper: Tensor, x: Tensor) -> None:
 
 
 def gram(x: Tensor) -> Tensor:
-    """X^T X; by half of the products where no gradient is wanted.
+    """X^T X; by two thirds of the products where no gradient is wanted.
 
     Args:
         x: (n, d) rows.
@@ -32,11 +33,16 @@ def gram(x: Tensor) -> Tensor:
     Returns:
         (d, d) symmetric matrix.
     """
-    if x.requires_grad:
+    d = x.shape[1]
+    if x.requires_grad or d < _BANDED:
         return x.mT @ x
-    upper = x.new_zeros(x.shape[1], x.shape[1])
-    add_gram(upper, x)
-    return upper.triu() + upper.triu(1).mT
+    result = x.new_empty(d, d)
+    step = -(-d // _BLOCKS)
+    for start in range(0, d, step):
+        stop = start + step
+        result[start:stop, start:].addmm_(x[:, start:stop].mT, x[:, start:], beta=0)
+        result[start:stop, :start] = result[:start, start:stop].mT
+    return result
 
 
 def tall_singular_values(z: Tensor) -> Tensor:

@@ -209,15 +209,9 @@ class _ClosedForm(torch.autograd.Function):
         return gradient(w, state, grad, *ctx.settings), None, *(None for _ in ctx.settings)
 
 
-_BANDED = 512  # from this side on, half of a symmetric product is faster than all of it
-
-
 def _so(w: Tensor) -> tuple[Tensor, Tensor]:
     rows = w.mT if w.shape[-2] <= w.shape[-1] else w
-    if w.ndim == 2 and rows.shape[-1] >= _BANDED and not torch.is_grad_enabled():
-        g = gram(rows.detach())
-    else:
-        g = rows.mT @ rows
+    g = gram(rows.detach()) if w.ndim == 2 and not torch.is_grad_enabled() else rows.mT @ rows
     g.diagonal(dim1=-2, dim2=-1).sub_(1)
     return torch.dot(g.flatten(), g.flatten()), g
 
