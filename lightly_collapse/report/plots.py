@@ -44,7 +44,8 @@ def log_lines(
         axes.set_yscale("log")
         # Below this lies rounding error, and the axis would be mostly empty.
         if axes.get_ylim()[0] < _LEAST:
-            axes.set_ylim(bottom=_LEAST)
+            largest = max((max(v, default=_LEAST) for v in lines.values()), default=_LEAST)
+            axes.set_ylim(_LEAST, 1.6 * max(largest, 2 * _LEAST))
         axes.set_xlabel("index, largest first")
         axes.set_ylabel(ylabel)
         axes.margins(x=0.01)
@@ -96,7 +97,7 @@ def heat_map(lines: Mapping[str, Sequence[float]], label: str, floor: float = 1e
 def histogram(
     values: Mapping[str, Sequence[float]], xlabel: str, marks: Mapping[str, float]
 ) -> Figure:
-    """Histograms on common bins, with a dashed vertical line at a mark.
+    """Histograms on common bins, with a dashed vertical line at a mark, named in the legend.
 
     Args:
         values: by label.
@@ -111,32 +112,27 @@ def histogram(
     """
     arrays = {label: np.asarray(v, dtype=float) for label, v in values.items()}
     together = np.concatenate(list(arrays.values()))
+    one = len(arrays) == 1
     # A handful of isolated samples must not squeeze the others into one bin.
-    bins = np.linspace(together.min(), np.quantile(together, 0.995), 50)
+    bins = np.linspace(together.min(), np.quantile(together, 0.995), 50 if one else 35)
+    colors = COLORS[1:] if one else COLORS  # those of the spectra beside it
     with figure(height=3.4) as (fig, axes):
-        for color, (label, array) in zip(cycle(COLORS[1:]), arrays.items(), strict=False):
+        for color, (label, array) in zip(cycle(colors), arrays.items(), strict=False):
+            mark = marks.get(label)
             axes.hist(
                 np.minimum(array, bins[-1]),
                 bins=bins.tolist(),
                 weights=np.full(len(array), 100 / len(array)),
-                histtype="stepfilled",
-                alpha=0.35 if len(arrays) > 1 else 0.7,
+                histtype="stepfilled" if one else "step",
+                linewidth=1.6,
+                alpha=0.7 if one else 1,
                 color=color,
-                label=label,
+                # Beside the name: means that lie close would cover each other's numbers.
+                label=label if mark is None else f"{label} ({mark:.2f})",
             )
-            if label in marks:
-                axes.axvline(marks[label], color=color, linestyle="--")
-                axes.annotate(
-                    f"{marks[label]:.2f}",
-                    (marks[label], 1.0),
-                    xycoords=("data", "axes fraction"),
-                    xytext=(3, -2),
-                    textcoords="offset points",
-                    va="top",
-                    fontsize="small",
-                )
+            if mark is not None:
+                axes.axvline(mark, color=color, linestyle="--", linewidth=1.2)
         axes.set_xlabel(xlabel)
         axes.set_ylabel("% of samples")
-        if len(arrays) > 1:
-            axes.legend()
+        axes.legend(fontsize="small")
     return fig
