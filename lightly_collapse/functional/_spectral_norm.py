@@ -126,7 +126,7 @@ def _steps(weights: list[Tensor], bases: list[Tensor]) -> list[_Step]:
     steps: dict[int, _Step] = {}
     for (whole, *_), indices in alike.items():
         ritz = _ritz(torch.stack([grams[i] for i in indices]))
-        sizes = []
+        moving, sizes = [], []
         for i, on_q, on_y in zip(indices, ritz.on_q, ritz.on_y, strict=True):
             q_side, y_side = qs[i] @ on_q, on_y.mT @ ys[i]
             u, y = q_side[..., :1], y_side[..., :1, :].mT
@@ -139,10 +139,11 @@ def _steps(weights: list[Tensor], bases: list[Tensor]) -> list[_Step]:
             size = torch.linalg.vector_norm(moves, dim=-2, keepdim=True)
             moves /= size.clamp(min=torch.finfo(moves.dtype).tiny)
             sizes.append(size[..., 0, :2])
-            steps[i] = _Step(u, y, torch.cat([x, moves], dim=-1), size)
-        if not whole:
-            for i, residual in zip(indices, _relative(torch.stack(sizes), ritz), strict=True):
-                steps[i] = steps[i]._replace(residual=residual)
+            moving.append((i, u, y, torch.cat([x, moves], dim=-1)))
+        if moving:
+            residuals = _relative(torch.stack(sizes), ritz)
+            for (i, u, y, basis), residual in zip(moving, residuals, strict=True):
+                steps[i] = _Step(u, y, basis, residual)
     return [steps[i] for i in range(len(weights))]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import statistics
+from pathlib import Path
 
 import pytest
 import yaml
@@ -9,8 +10,10 @@ import yaml
 from lightly_collapse.cli import main
 from lightly_collapse.pretrain import sweep as module
 from lightly_collapse.pretrain.checkpoint import load_backbone
+from lightly_collapse.pretrain.command import METHODS
 from lightly_collapse.pretrain.sweep import COLUMNS, read_sweep, summarize, sweep
 
+SWEEPS = sorted((Path(__file__).parents[2] / "configs/sweep").glob("*.yaml"))
 TINY = {
     "trainer": {
         "accelerator": "cpu",
@@ -135,6 +138,15 @@ def test_without_cells_every_method_meets_every_regularizer(tmp_path):
     assert {c.seed for c in cells} == {c.config["seed_everything"] for c in cells} == {7}
     assert cells[1].config["model"]["init_args"]["orthogonality"]["weight"] == 1.0
     assert len({c.folder for c in cells}) == 4
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_shipped_sweeps_name_methods_and_folders_that_exist(path):
+    cells = read_sweep(path)
+    assert len({c.folder for c in cells}) == len(cells) >= 6
+    for cell in cells:
+        assert cell.config["model"]["class_path"] in METHODS
+        assert cell.config["data"]["class_path"] in ("Digits", "SmallImageFolder")
 
 
 def test_summary_is_mean_and_sample_deviation():
