@@ -28,6 +28,21 @@ def exact_arithmetic(device: torch.device) -> Iterator[None]:
         yield
 
 
+def check_width(z: Tensor, width: int) -> None:
+    """Raise a ValueError unless `z` is (samples, dimensions) and as wide as the batches before.
+
+    Args:
+        z: a batch.
+        width: of the batches before; 0 where there are none.
+    """
+    if z.ndim != 2 or 0 in z.shape:
+        raise ValueError(
+            f"z must be 2-D (samples, dimensions) and not empty, got shape {tuple(z.shape)}"
+        )
+    if width not in (0, z.shape[1]):
+        raise ValueError(f"z must have {width} columns as the batches before, got {z.shape[1]}")
+
+
 class MergeableMetric(Metric):
     """A metric whose states of several processes, or batches, merge into that of all their rows.
 

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torchmetrics import Metric
 
-from lightly_collapse.metrics._mergeable import MergeableMetric, exact_arithmetic
+from lightly_collapse.metrics._mergeable import MergeableMetric, check_width, exact_arithmetic
 
 
 class ReservoirMetric(MergeableMetric):
@@ -57,15 +57,7 @@ class ReservoirMetric(MergeableMetric):
             ValueError: if `z` is not 2-D, is empty, is not as wide as the batches before, or holds
                 NaN or inf and `nan_strategy` is `error`.
         """
-        if z.ndim != 2 or 0 in z.shape:
-            raise ValueError(
-                f"z must be 2-D (samples, dimensions) and not empty, got shape {tuple(z.shape)}"
-            )
-        if self.sample.shape[0] and self.sample.shape[1] != z.shape[1]:
-            raise ValueError(
-                f"z must have {self.sample.shape[1]} columns as the batches before, got "
-                f"{z.shape[1]}"
-            )
+        check_width(z, self.sample.shape[1] if self.sample.shape[0] else 0)
         z = self._finite_rows(z)
         with exact_arithmetic(z.device):
             z = z.to(torch.promote_types(z.dtype, torch.float32))

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from lightly_collapse.functional._gram import add_gram
-from lightly_collapse.metrics._mergeable import MergeableMetric, exact_arithmetic
+from lightly_collapse.metrics._mergeable import MergeableMetric, check_width, exact_arithmetic
 
 _Spectra = tuple[Tensor, Tensor]  # of the rows as they are, and of the centred ones
 
@@ -59,14 +59,7 @@ class ScatterMetric(MergeableMetric):
         self._take_in(self._finite_rows(z))
 
     def _check_width(self, z: Tensor) -> None:
-        if z.ndim != 2 or 0 in z.shape:
-            raise ValueError(
-                f"z must be 2-D (samples, dimensions) and not empty, got shape {tuple(z.shape)}"
-            )
-        if self.mean.numel() not in (0, z.shape[1]):
-            raise ValueError(
-                f"z must have {self.mean.numel()} columns as the batches before, got {z.shape[1]}"
-            )
+        check_width(z, self.mean.numel())
 
     def _take_in(self, z: Tensor) -> None:
         if not z.shape[0]:
