@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from cycler import cycler
 from markupsafe import Markup
 from matplotlib.axes import Axes
@@ -80,6 +81,17 @@ def panels(
     with mpl.rc_context(_STYLE):
         fig = Figure(figsize=(width, height), layout="constrained")
         yield fig, list(fig.subplots(rows, columns, squeeze=False).flat)
+
+
+def use_scale_for_many(axes: Axes, lines: int) -> None:
+    """Colour lines along one scale where there are more of them than `COLORS`.
+
+    Args:
+        axes: where they will be drawn.
+        lines: how many.
+    """
+    if lines > len(COLORS):
+        axes.set_prop_cycle(color=mpl.colormaps["viridis"](np.linspace(0.05, 0.9, lines)))
 
 
 def to_png(fig: Figure, dpi: int = 160) -> bytes:

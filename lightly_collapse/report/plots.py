@@ -5,10 +5,9 @@ from collections.abc import Mapping, Sequence
 from itertools import cycle
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from lightly_collapse.report.figures import COLORS, figure
+from lightly_collapse.report.figures import COLORS, figure, use_scale_for_many
 
 _LEAST = 1e-7
 
@@ -34,8 +33,7 @@ def log_lines(
         >>> fig = log_lines({"backbone": [1.0, 0.1, 0.0]}, "singular value / largest", 1e-3)
     """
     with figure() as (fig, axes):
-        if len(lines) > len(COLORS):  # many layers: one colour scale along the depth
-            axes.set_prop_cycle(color=colormaps["viridis"](np.linspace(0.05, 0.9, len(lines))))
+        use_scale_for_many(axes, len(lines))
         for label, values in lines.items():
             positive = [v if v > 0 else math.nan for v in values]
             axes.plot(range(1, len(values) + 1), positive, label=label)

@@ -5,13 +5,16 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-from matplotlib import colormaps
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from lightly_collapse.report.figures import COLORS, figure, panels, to_png, to_svg
+from lightly_collapse.report.figures import (
+    figure,
+    panels,
+    to_png,
+    to_svg,
+    use_scale_for_many,
+)
 from lightly_collapse.report.page import render
 
 _Record = Mapping[str, Any]
@@ -132,7 +135,7 @@ def _spectra(groups: Mapping[str, Mapping[str, _Record]]) -> Figure:
         for title, records in groups.items():
             for key, what in (("spectrum", "representation"), ("embedding_spectrum", "embedding")):
                 ax = next(places)
-                _use_colors(ax, len(records))
+                use_scale_for_many(ax, len(records))
                 for label, r in records.items():
                     if r[key] and r[key][0] > 0:
                         values = [s / r[key][0] if s > 0 else math.nan for s in r[key]]
@@ -151,7 +154,7 @@ def _weights(groups: Mapping[str, Mapping[str, _Record]]) -> Figure:
         for ax in axes[len(groups) :]:
             ax.remove()
         for ax, (title, records) in zip(axes, groups.items(), strict=False):
-            _use_colors(ax, len(records))
+            use_scale_for_many(ax, len(records))
             for label, r in records.items():
                 medians = [statistics.median(e) for e in r["weight_eigenvalues"].values()]
                 ax.plot(range(1, len(medians) + 1), medians, label=label, marker="o", markersize=3)
@@ -162,11 +165,6 @@ def _weights(groups: Mapping[str, Mapping[str, _Record]]) -> Figure:
             ax.set_ylim(bottom=0)
             ax.legend(fontsize="small")
     return fig
-
-
-def _use_colors(ax: Axes, lines: int) -> None:
-    if lines > len(COLORS):
-        ax.set_prop_cycle(color=colormaps["viridis"](np.linspace(0.05, 0.9, lines)))
 
 
 def _against_jitter(results: Sequence[_Record]) -> Figure:
