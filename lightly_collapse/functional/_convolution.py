@@ -56,7 +56,7 @@ def value_and_overlaps(w: Tensor, found: _Shifts) -> tuple[Tensor, Tensor]:
         The penalty, summed over groups, and (shifts, groups, filters, filters): T_0 - I, T_j, ...
     """
     if torch.compiler.is_compiling():
-        value, overlaps = _compiled_value(w, [j for shift in found for j in shift])
+        value, overlaps = _compiled_value(w, _flat(found))
         return value, overlaps
     return _value_and_overlaps(w, found)
 
@@ -64,9 +64,7 @@ def value_and_overlaps(w: Tensor, found: _Shifts) -> tuple[Tensor, Tensor]:
 def gradient(w: Tensor, overlaps: Tensor, grad: Tensor, found: _Shifts) -> Tensor:
     """Of ||A B^T||^2 with respect to A it is 2 T B, with respect to B 2 T^T A."""
     if torch.compiler.is_compiling():
-        result: Tensor = _compiled_gradient(
-            w, overlaps, grad, [j for shift in found for j in shift]
-        )
+        result: Tensor = _compiled_gradient(w, overlaps, grad, _flat(found))
         return result
     return _gradient(w, overlaps, grad, found)
 
@@ -106,9 +104,13 @@ def _overlap(kernel: tuple[int, ...], shift: tuple[int, ...]) -> tuple[_Taps, _T
 # minutes for two layers, and there is nothing in them to fuse.
 
 
-def _unflatten(w: Tensor, found: list[int]) -> _Shifts:
-    d = w.ndim - 3
-    return [tuple(found[i : i + d]) for i in range(0, len(found), d)]
+def _flat(found: _Shifts) -> list[int]:
+    return [taps for shift in found for taps in shift]
+
+
+def _by_dimension(w: Tensor, flat: list[int]) -> _Shifts:
+    dimensions = w.ndim - 3
+    return [tuple(flat[i : i + dimensions]) for i in range(0, len(flat), dimensions)]
 
 
 @custom_op(
@@ -117,7 +119,7 @@ def _unflatten(w: Tensor, found: list[int]) -> _Shifts:
     schema="(Tensor w, int[] shifts) -> (Tensor, Tensor)",
 )
 def _compiled_value(w: Tensor, shifts: list[int]) -> tuple[Tensor, Tensor]:
-    return _value_and_overlaps(w, _unflatten(w, shifts))
+    return _value_and_overlaps(w, _by_dimension(w, shifts))
 
 
 @_compiled_value.register_fake
@@ -132,7 +134,7 @@ def _(w: Tensor, shifts: list[int]) -> tuple[Tensor, Tensor]:
     schema="(Tensor w, Tensor overlaps, Tensor grad, int[] shifts) -> Tensor",
 )
 def _compiled_gradient(w: Tensor, overlaps: Tensor, grad: Tensor, shifts: list[int]) -> Tensor:
-    return _gradient(w, overlaps, grad, _unflatten(w, shifts))
+    return _gradient(w, overlaps, grad, _by_dimension(w, shifts))
 
 
 @_compiled_gradient.register_fake

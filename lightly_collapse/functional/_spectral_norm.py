@@ -157,6 +157,7 @@ def _ritz(grams: Tensor) -> _Ritz:
     last = outermost.clone()
     last[..., : len(_ENDS), :] = 0
     stays = outermost * (1 + values[..., None, [0, -1]])
+    # A basis of fewer columns is that of the whole space: nothing more is sought there.
     ends = vectors[..., _ENDS] if vectors.shape[-1] >= len(_ENDS) else outermost
     return _Ritz(
         torch.cat([best, ends, last, stays], dim=-1),
