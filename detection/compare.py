@@ -25,7 +25,7 @@ from detection.page import write_page
 from detection.pictures import Drawn, draw_pictures
 from detection.results import average_precision, read_predictions, write_json
 from detection.voc import Dataset
-from lightly_collapse.export import write_whole
+from lightly_collapse.io.files import atomic_write
 
 _TRAINERS = {"torchvision": "detection.train_torchvision", "detectron2": "detection.train_net"}
 _SCORES = ("AP", "AP50", "AP75")
@@ -203,7 +203,7 @@ def _report(runs: Sequence[Run], dataset: Dataset, output: Path) -> None:
         curves = average_precision(dataset, predictions, classes)["curves"]
         shown.append(Drawn(run.name, run.seed, predictions, curves, _losses(run.folder)))
     write_json(output / "comparison.json", {"rows": rows, "runs": results})
-    write_whole(output / "table.md", lambda file: file.write(f"{text}\n".encode()))
+    atomic_write(output / "table.md", lambda file: file.write(f"{text}\n".encode()))
     pictures = draw_pictures(shown, dataset, classes, output)
     write_page(output / "index.html", rows, results, pictures)
     print(text)

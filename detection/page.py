@@ -7,7 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from lightly_collapse.export import write_whole
+from lightly_collapse.io.files import atomic_write
 
 _TEMPLATE = """\
 <!doctype html>
@@ -114,7 +114,7 @@ def write_page(
         best={score: max(row[score][0] for row in rows) for score in scores},
         pictures={name: _inline(picture) for name, picture in pictures.items()},
     )
-    write_whole(path, lambda file: file.write(html.encode()))
+    atomic_write(path, lambda file: file.write(html.encode()))
 
 
 def _inline(picture: Path) -> str:

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 
 from detection.results import Curve, Prediction
 from detection.voc import Dataset, Photograph
-from lightly_collapse.export import write_whole
+from lightly_collapse.io.files import atomic_write
 
 _SHOWN_IMAGES = 3
 _SHOWN_SCORE = 0.5
@@ -68,7 +68,7 @@ def _save(figure: Figure, path: Path) -> None:
     FigureCanvasAgg(figure)
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=140, format="png", bbox_inches="tight", facecolor="white")
-    write_whole(path, lambda file: file.write(buffer.getvalue()))
+    atomic_write(path, lambda file: file.write(buffer.getvalue()))
 
 
 def _color(index: int) -> str:

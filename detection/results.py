@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from detection.voc import Dataset
-from lightly_collapse.export import write_whole
+from lightly_collapse.io.files import atomic_write
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def average_precision(
 
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file whole or not at all."""
-    write_whole(path, lambda file: file.write((json.dumps(content, indent=1) + "\n").encode()))
+    atomic_write(path, lambda file: file.write((json.dumps(content, indent=1) + "\n").encode()))
 
 
 def write_result(

@@ -32,7 +32,8 @@ from detection.config import Config, dump_config, load_config, make_parser
 from detection.datasets import read_datasets
 from detection.model_torchvision import Detector, build_model
 from detection.results import Prediction, write_result
-from lightly_collapse.export import read_checkpoint, write_whole
+from lightly_collapse.io.checkpoints import read_checkpoint
+from lightly_collapse.io.files import atomic_write
 
 _LOG_PERIOD = 20
 Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
@@ -102,7 +103,7 @@ def train(config: Config, resume: bool = False, eval_only: bool = False) -> dict
     seed = max(config["SEED"], 0)
     folder = Path(config["OUTPUT_DIR"])
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / "config.yaml", lambda file: file.write(dump_config(config).encode()))
+    atomic_write(folder / "config.yaml", lambda file: file.write(dump_config(config).encode()))
 
     torch.manual_seed(seed)
     model = build_model(config).to(device)
@@ -271,10 +272,10 @@ def _precise_batch_norm(model: Detector, draws: Draws, config: Config, seed: int
 
 
 def _save_checkpoint(folder: Path, name: str, content: dict[str, Any]) -> None:
-    write_whole(folder / name, lambda file: torch.save(content, file))
+    atomic_write(folder / name, lambda file: torch.save(content, file))
     tag = folder / "last_checkpoint"
     previous = folder / tag.read_text() if tag.is_file() else None
-    write_whole(tag, lambda file: file.write(name.encode()))
+    atomic_write(tag, lambda file: file.write(name.encode()))
     if previous is not None and previous.name != name:
         previous.unlink(missing_ok=True)
 
@@ -304,7 +305,7 @@ class _Log:
         lines = path.read_text().splitlines() if first and path.is_file() else []
         # What an interrupted run logged after its last checkpoint is done again.
         kept = [line for line in lines if _is_before(line, first)]
-        write_whole(path, lambda file: file.write("".join(f"{k}\n" for k in kept).encode()))
+        atomic_write(path, lambda file: file.write("".join(f"{k}\n" for k in kept).encode()))
         self.path = path
         self.sums: dict[str, float] = {}
         self.count = 0

@@ -24,7 +24,9 @@ from detection.config import fragment_beside
 from detection.datasets import read_datasets
 from detection.results import Prediction, write_json, write_result
 from detection.voc import VOC_DATASETS, Dataset
-from lightly_collapse.export import read_checkpoint, read_detectron2, write_whole
+from lightly_collapse.export import read_detectron2
+from lightly_collapse.io.checkpoints import read_checkpoint
+from lightly_collapse.io.files import atomic_write
 
 _OURS: dict[str, Dataset] = {}
 
@@ -89,7 +91,7 @@ class Checkpointer(DetectionCheckpointer):  # type: ignore[misc]
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Name the checkpoint that `--resume` starts from."""
         tag = Path(self.save_dir) / "last_checkpoint"
-        write_whole(tag, lambda file: file.write(last_filename_basename.encode()))
+        atomic_write(tag, lambda file: file.write(last_filename_basename.encode()))
 
 
 class Evaluator(PascalVOCDetectionEvaluator):  # type: ignore[misc]

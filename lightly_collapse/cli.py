@@ -40,8 +40,8 @@ def _demo_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _demo(arguments: argparse.Namespace) -> None:
-    from lightly_collapse.pretrain.demo import demo  # noqa: PLC0415
-    from lightly_collapse.pretrain.demo_methods import METHODS  # noqa: PLC0415
+    from lightly_collapse.pretrain.demo.methods import METHODS  # noqa: PLC0415
+    from lightly_collapse.pretrain.demo.run import demo  # noqa: PLC0415
 
     names = [name for word in arguments.methods or METHODS for name in word.split(",") if name]
     demo(names, epochs=arguments.epochs, seed=arguments.seed, output=arguments.output)

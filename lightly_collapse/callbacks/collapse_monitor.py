@@ -12,10 +12,10 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
-from lightly_collapse.metrics import LayerProbe, LayerTaps
+from lightly_collapse.io.files import atomic_write
+from lightly_collapse.metrics import FeatureHooks, LayerMetrics
 from lightly_collapse.metrics.features import check_positions, find_layers
-from lightly_collapse.report.files import write_whole
-from lightly_collapse.report.plots import log_lines
+from lightly_collapse.report.pages.plots import log_lines
 
 
 class CollapseMonitor(pl.Callback):
@@ -73,8 +73,8 @@ class CollapseMonitor(pl.Callback):
         self.every_n_epochs = every_n_epochs
         self.positions = positions
         self.dirpath = dirpath
-        self._probes = {name: LayerProbe(rtol, lid_k, lid_size) for name in self.layers}
-        self._taps: LayerTaps | None = None
+        self._probes = {name: LayerMetrics(rtol, lid_k, lid_size) for name in self.layers}
+        self._taps: FeatureHooks | None = None
         self._active = False
         self._rows: dict[int, dict[str, Any]] = {}
 
@@ -82,7 +82,7 @@ class CollapseMonitor(pl.Callback):
         """Hook the layers."""
         find_layers(pl_module, self.layers)
         self._active = False
-        self._taps = LayerTaps(pl_module, self.layers, self._take, self.positions)
+        self._taps = FeatureHooks(pl_module, self.layers, self._take, self.positions)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Read what an earlier part of a resumed fit wrote; only now the epoch is known."""
@@ -164,7 +164,7 @@ class CollapseMonitor(pl.Callback):
         path = self._csv_path(trainer)  # asks all processes, so outside the condition
         if writes:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, _csv(list(self._rows.values())))
+            atomic_write(path, _csv(list(self._rows.values())))
 
     def _csv_path(self, trainer: pl.Trainer) -> Path:
         folder = trainer.log_dir or trainer.default_root_dir

@@ -4,8 +4,6 @@
 backbone in a module, a state dict or a checkpoint, account for every tensor and need no detectron2.
 """
 
-from lightly_collapse.export._files import write_whole
-from lightly_collapse.export.backbone import read_checkpoint
 from lightly_collapse.export.detectron2 import (
     detectron2_state_dict,
     torchvision_state_dict,
@@ -19,11 +17,9 @@ __all__ = [
     "ResNetShape",
     "detectron2_state_dict",
     "normalization",
-    "read_checkpoint",
     "read_detectron2",
     "resnet_shape",
     "to_detectron2",
     "to_torchvision",
     "torchvision_state_dict",
-    "write_whole",
 ]

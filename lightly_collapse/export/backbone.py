@@ -1,18 +1,16 @@
 """Finding the backbone: in a module, a state dict, or a checkpoint of Lightning or Lightly."""
 
 import os
-import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lightly_collapse.export._files import CORRUPT, reason
 from lightly_collapse.export.resnet import ResNetShape, is_left_out, resnet_shape
+from lightly_collapse.io.checkpoints import read_checkpoint
 
 Source = nn.Module | Mapping[str, Any] | str | os.PathLike[str]
 
@@ -77,30 +75,6 @@ def find_backbone(source: Source, prefix: str | None = None) -> Backbone:
     if isinstance(source, nn.Module):
         _check_same_function(source, backbone, is_sequential=found[chosen])
     return backbone
-
-
-def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a checkpoint without running anything that is in it.
-
-    Raises:
-        ValueError: if the file is corrupt, or holds objects other than tensors and plain values.
-        OSError: if it cannot be opened.
-    """
-    with Path(path).open("rb") as file:
-        try:
-            loaded = torch.load(file, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            raise ValueError(
-                f"checkpoint {path}: not a file of tensors and plain values that can be loaded "
-                f"with weights_only=True ({reason(error)}); save the state dict alone and export it"
-            ) from error
-        except CORRUPT as error:
-            raise ValueError(
-                f"checkpoint {path}: corrupt or no checkpoint ({reason(error)})"
-            ) from error
-    if not isinstance(loaded, dict):
-        raise ValueError(f"checkpoint {path}: holds a {type(loaded).__name__}, no state dict")
-    return loaded
 
 
 def _state_dict(source: Source) -> dict[str, Tensor]:

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lightly_collapse.export._files import CORRUPT, reason
-from lightly_collapse.export.backbone import read_checkpoint
+from lightly_collapse.io.checkpoints import CORRUPT, read_checkpoint, reason
 
 # All that a pickled dictionary of arrays is made of, under the names of NumPy 1 and 2. None of
 # these calls anything that its arguments could choose.

@@ -10,10 +10,10 @@ from typing import Any, BinaryIO
 
 import torch
 
-from lightly_collapse.export._files import write_whole
 from lightly_collapse.export.backbone import Backbone, Source, find_backbone
 from lightly_collapse.export.detectron2 import rename_forward
 from lightly_collapse.export.resnet import ResNetShape
+from lightly_collapse.io.files import atomic_write
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -129,8 +129,8 @@ def to_detectron2(
 
     config = target.with_suffix(".yaml")
     text = _config(target.name, backbone.shape, mean, std)
-    write_whole(target, write)
-    write_whole(config, lambda file: file.write(text.encode()))
+    atomic_write(target, write)
+    atomic_write(config, lambda file: file.write(text.encode()))
     return _export(backbone, target, config, mean, std)
 
 
@@ -162,7 +162,7 @@ def to_torchvision(
     """
     target = _target(path, (".pth",))
     backbone = find_backbone(backbone_or_checkpoint, prefix)
-    write_whole(target, lambda file: torch.save(backbone.state, file))
+    atomic_write(target, lambda file: torch.save(backbone.state, file))
     return _export(backbone, target)
 
 

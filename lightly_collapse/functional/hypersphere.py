@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from lightly_collapse.functional._check import on_sphere
+from lightly_collapse._checks import on_sphere
 
 _CHUNK_ENTRIES = 2**22
 

@@ -6,7 +6,7 @@ r_1 <= ... <= r_k are the distances of a sample to its k nearest neighbours.
 import torch
 from torch import Tensor
 
-from lightly_collapse.functional._check import as_float, check_rows
+from lightly_collapse._checks import as_float, check_rows
 from lightly_collapse.functional.neighbors import neighbor_distances
 
 

@@ -11,7 +11,7 @@ of S_w^-1 E, is measured against float64 with a few random vectors.
 import torch
 from torch import Tensor
 
-from lightly_collapse.functional._check import as_double, check_finite
+from lightly_collapse._checks import as_double, check_finite
 from lightly_collapse.functional._gram import add_gram, gram
 from lightly_collapse.functional.spectrum import rankme_of_spectrum
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from lightly_collapse.functional._check import as_float, check_finite
+from lightly_collapse._checks import as_float, check_finite
 
 _PRODUCT_BYTES = 64 * 2**20
 _GATHER_BYTES = 3 * 2**19  # what is gathered is read again at once: let it stay in the cache

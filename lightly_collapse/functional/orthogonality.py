@@ -12,11 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightly_collapse._checks import as_float, unit_rows
 from lightly_collapse.functional import _convolution
-from lightly_collapse.functional._check import as_float
 from lightly_collapse.functional._gram import gram
 from lightly_collapse.functional._spectral_norm import track
-from lightly_collapse.functional._unit import unit_rows
 
 
 def weight_matrix(p: Tensor, groups: int = 1, transposed: bool = False) -> Tensor:

@@ -8,7 +8,7 @@ takes s is invariant to its scale.
 import torch
 from torch import Tensor
 
-from lightly_collapse.functional._check import as_float, check_rows
+from lightly_collapse._checks import as_float, check_rows
 from lightly_collapse.functional._gram import tall_singular_values
 
 _RANKME_EPSILON = 1e-7

@@ -6,7 +6,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from lightly_collapse.functional._check import check_rows
+from lightly_collapse._checks import check_rows
 from lightly_collapse.functional.neighbors import nearest_neighbors
 
 

@@ -5,9 +5,8 @@ from lightly.utils.dist import gather, rank
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from lightly_collapse._checks import check_rows, unit_rows
 from lightly_collapse._distributed import check_same_shape, gathering, mean_over_processes
-from lightly_collapse.functional._check import check_rows
-from lightly_collapse.functional._unit import unit_rows
 
 
 class DirectCLRLoss(nn.Module):

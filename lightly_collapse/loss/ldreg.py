@@ -4,13 +4,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from lightly_collapse._checks import check_rows
 from lightly_collapse._distributed import (
     check_same_shape,
     gather_rows,
     gathering,
     mean_over_processes,
 )
-from lightly_collapse.functional._check import check_rows
 from lightly_collapse.functional.intrinsic_dimension import (
     lid_mle_from_distances,
     lid_mom_from_distances,

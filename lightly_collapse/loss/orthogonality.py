@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from lightly_collapse._checks import as_float
 from lightly_collapse._layers import LayerWeight, find_weights
-from lightly_collapse.functional._check import as_float
 from lightly_collapse.functional._spectral_norm import initial_basis
 from lightly_collapse.functional.orthogonality import (
     check_kind,

@@ -1,11 +1,11 @@
 """torchmetrics classes over `lightly_collapse.functional`: streaming, DDP-correct, bounded."""
 
 from lightly_collapse.metrics.collection import CollapseMetrics, collapse_metrics
-from lightly_collapse.metrics.features import LayerTaps, feature_rows, hidden_features
+from lightly_collapse.metrics.features import FeatureHooks, feature_rows, hidden_features
 from lightly_collapse.metrics.hypersphere import Alignment, Uniformity, WassersteinUniformity
 from lightly_collapse.metrics.intrinsic_dimension import LocalIntrinsicDimension, TwoNN
+from lightly_collapse.metrics.layer import LayerMetrics, Reading
 from lightly_collapse.metrics.lidar import LiDAR
-from lightly_collapse.metrics.probe import LayerProbe, Reading
 from lightly_collapse.metrics.spectrum import (
     AlphaReQ,
     CollapsedDimensions,
@@ -26,8 +26,8 @@ __all__ = [
     "CollapsedDimensions",
     "ConditionNumber",
     "EffectiveRank",
-    "LayerProbe",
-    "LayerTaps",
+    "FeatureHooks",
+    "LayerMetrics",
     "LiDAR",
     "LocalIntrinsicDimension",
     "NESum",

@@ -9,7 +9,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from lightly_collapse.functional._check import check_rows
+from lightly_collapse._checks import check_rows
 
 _NAN_STRATEGIES = ("error", "drop")
 

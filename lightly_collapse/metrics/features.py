@@ -53,7 +53,7 @@ def feature_rows(output: Any, positions: str = "mean", channels: int | None = No
     return x.flatten(1, -2).float().mean(dim=1) if x.ndim > 2 else x
 
 
-class LayerTaps:
+class FeatureHooks:
     """Forward hooks on named layers that hand every output on as rows, until taken off.
 
     Args:
@@ -69,7 +69,7 @@ class LayerTaps:
     Examples:
         >>> encoder = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AvgPool2d(6))
         >>> seen = {}
-        >>> with LayerTaps(encoder, ["0", "1"], seen.__setitem__, positions="all"):
+        >>> with FeatureHooks(encoder, ["0", "1"], seen.__setitem__, positions="all"):
         ...     y = encoder(torch.zeros(2, 3, 8, 8))
         >>> {name: rows.shape for name, rows in seen.items()}
         {'0': torch.Size([72, 8]), '1': torch.Size([72, 8])}
@@ -102,7 +102,7 @@ class LayerTaps:
             handle.remove()
         self._handles.clear()
 
-    def __enter__(self) -> "LayerTaps":
+    def __enter__(self) -> "FeatureHooks":
         return self
 
     def __exit__(
@@ -144,7 +144,7 @@ def hidden_features(
     """
     calls: dict[str, list[Tensor]] = {name: [] for name in layers}
     with (
-        LayerTaps(module, layers, lambda name, z: calls[name].append(z), positions, channels),
+        FeatureHooks(module, layers, lambda name, z: calls[name].append(z), positions, channels),
         torch.no_grad(),
     ):
         module(x)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lightly_collapse import functional
-from lightly_collapse.functional._check import on_sphere
+from lightly_collapse._checks import on_sphere
 from lightly_collapse.functional.hypersphere import wasserstein_of_moments
 from lightly_collapse.metrics._mergeable import MergeableMetric
 from lightly_collapse.metrics._reservoir import ReservoirMetric

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from lightly_collapse import functional
+from lightly_collapse._checks import as_float
 from lightly_collapse._layers import LayerWeight, find_weights
-from lightly_collapse.functional._check import as_float
 
 
 @dataclass(frozen=True)

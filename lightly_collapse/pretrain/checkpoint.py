@@ -10,13 +10,13 @@ import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import nn
 
-from lightly_collapse.pretrain.backbones import BackboneSettings, create_backbone
-from lightly_collapse.report.files import write_whole
+from lightly_collapse.io.backbones import BackboneSettings, create_backbone
+from lightly_collapse.io.files import atomic_write
 
 _Path = str | os.PathLike[str]
 
 
-class WholeCheckpoints(TorchCheckpointIO):
+class AtomicCheckpointIO(TorchCheckpointIO):
     """Lightning's checkpoint files, renamed into place when complete and read as plain data."""
 
     def save_checkpoint(
@@ -26,7 +26,7 @@ class WholeCheckpoints(TorchCheckpointIO):
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, buffer.getvalue())
+        atomic_write(path, buffer.getvalue())
 
     def load_checkpoint(self, path: _Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Read a checkpoint onto the CPU without running any code in it."""

@@ -14,12 +14,12 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import TensorBoardLogger
 
+from lightly_collapse.io.files import atomic_write, check_writable_folder
 from lightly_collapse.pretrain import data, methods
-from lightly_collapse.pretrain.checkpoint import WholeCheckpoints, check_checkpoint
+from lightly_collapse.pretrain.checkpoint import AtomicCheckpointIO, check_checkpoint
 from lightly_collapse.pretrain.configs import split_config
-from lightly_collapse.pretrain.loading import PretrainData
-from lightly_collapse.pretrain.method import Method
-from lightly_collapse.report.files import check_writable_folder, write_whole
+from lightly_collapse.pretrain.data.base import PretrainData
+from lightly_collapse.pretrain.methods.base import Method
 
 METHODS = tuple(methods.__all__)
 """The methods by their names on the command line."""
@@ -74,7 +74,7 @@ class _PretrainCLI(LightningCLI):
         ]
         settings: dict[str, Any] = {**self.config_init["trainer"], **kwargs}
         settings["callbacks"] = [*callbacks, *_as_list(settings.get("callbacks"))]
-        settings["plugins"] = [WholeCheckpoints(), *_as_list(settings.get("plugins"))]
+        settings["plugins"] = [AtomicCheckpointIO(), *_as_list(settings.get("plugins"))]
         if settings.get("logger") in (None, True):
             settings["logger"] = TensorBoardLogger(folder, name=None, version="tensorboard")
         settings["default_root_dir"] = settings.get("default_root_dir") or str(folder)
@@ -117,7 +117,7 @@ def pretrain(arguments: Sequence[str]) -> Trainer:
     trainer: Trainer = cli.trainer
     if trainer.is_global_zero:
         text = cli.parser.dump(cli.config, skip_none=False)
-        write_whole(folder / "config.yaml", text.encode())
+        atomic_write(folder / "config.yaml", text.encode())
     trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint)
     return trainer
 

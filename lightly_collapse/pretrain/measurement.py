@@ -16,7 +16,7 @@ from lightly_collapse.functional import (
     singular_values,
 )
 from lightly_collapse.metrics import weight_spectra
-from lightly_collapse.pretrain.loading import PretrainData
+from lightly_collapse.pretrain.data.base import PretrainData
 from lightly_collapse.pretrain.probes import knn_accuracy, linear_accuracy
 
 COLLAPSE_RTOL = 1e-2

@@ -14,12 +14,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from lightly_collapse.io.files import atomic_write, check_writable_folder
 from lightly_collapse.pretrain.checkpoint import load_backbone
 from lightly_collapse.pretrain.command import explain
 from lightly_collapse.pretrain.configs import load_config, split_config
-from lightly_collapse.pretrain.loading import PretrainData
+from lightly_collapse.pretrain.data.base import PretrainData
 from lightly_collapse.pretrain.measurement import Measured, measure_backbone
-from lightly_collapse.report.files import check_writable_folder, write_whole
 
 
 def probe(arguments: Sequence[str]) -> Measured:
@@ -74,7 +74,7 @@ def probe(arguments: Sequence[str]) -> Measured:
     measured = measure_backbone(backbone.to(device), data, device)
     if folder is not None:
         record = {**about, **asdict(measured)}
-        write_whole(folder / "probe.json", json.dumps(record, indent=1).encode())
+        atomic_write(folder / "probe.json", json.dumps(record, indent=1).encode())
     Console().print(_table(about["method"], measured))
     return measured
 

@@ -59,7 +59,7 @@ class OptimizerSettings:
         momentum: of SGD and LARS.
         weight_decay: on weights; biases and normalisation layers have none.
         warmup_epochs: of linear warm-up.
-        final_share: learning rate at the end, as a share of its peak.
+        min_lr_factor: learning rate at the end, as a share of its peak.
         probe_learning_rate: of the online linear probe; None for 0.1 with SGD or LARS and 1e-3
             with AdamW.
     """
@@ -70,11 +70,11 @@ class OptimizerSettings:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     warmup_epochs: int = 0
-    final_share: float = 0.0
+    min_lr_factor: float = 0.0
     probe_learning_rate: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "momentum", "weight_decay", "final_share"):
+        for name in ("learning_rate", "momentum", "weight_decay", "min_lr_factor"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(
                     f"optimizer.{name} must be finite and not negative, got {getattr(self, name)}"

@@ -13,12 +13,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from lightly_collapse.io.files import atomic_write, check_writable_folder
 from lightly_collapse.pretrain.command import pretrain
 from lightly_collapse.pretrain.configs import load_config, merge
 from lightly_collapse.pretrain.measurement import measure_backbone
-from lightly_collapse.pretrain.method import DivergedError
-from lightly_collapse.report.files import check_writable_folder, write_whole
-from lightly_collapse.report.sweep_page import sweep_figures, sweep_page
+from lightly_collapse.pretrain.methods.base import DivergedError
+from lightly_collapse.report.pages.sweep import sweep_figures, sweep_page
 
 COLUMNS = {
     "knn": ("kNN %", 100, ".1f"),
@@ -197,11 +197,11 @@ def _claim(folder: Path, cell: Cell, overrides: Sequence[str]) -> None:
             )
         return
     check_writable_folder(folder)
-    write_whole(claim, text.encode())
+    atomic_write(claim, text.encode())
 
 
 def _run(cell: Cell, folder: Path, words: Sequence[str]) -> None:
-    write_whole(folder / "in.yaml", yaml.safe_dump(cell.config).encode())
+    atomic_write(folder / "in.yaml", yaml.safe_dump(cell.config).encode())
     arguments = ["--config", str(folder / "in.yaml"), "--output", str(folder), *words]
     resumed = (folder / "last.ckpt").exists()
     if resumed:
@@ -230,7 +230,7 @@ def _run(cell: Cell, folder: Path, words: Sequence[str]) -> None:
         record["epochs"] = trainer.max_epochs
         record["jitter"] = method.views.jitter
         record["train_images"] = data.train_count
-    write_whole(folder / "result.json", json.dumps(record).encode())
+    atomic_write(folder / "result.json", json.dumps(record).encode())
 
 
 def summarize(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -286,13 +286,13 @@ def _report(folder: Path, results: Sequence[Mapping[str, Any]], cells: int) -> N
     ]
     lines = [headings, ["---"] + ["---:"] * (len(headings) - 1), *body]
     markdown = "".join("| " + " | ".join(line) + " |\n" for line in lines)
-    write_whole(folder / "results.json", json.dumps(list(results), indent=1).encode())
-    write_whole(folder / "table.md", markdown.encode())
+    atomic_write(folder / "results.json", json.dumps(list(results), indent=1).encode())
+    atomic_write(folder / "table.md", markdown.encode())
     finished = [r for r in results if "failed" not in r]
     if finished:
         for name, png in sweep_figures(finished).items():
-            write_whole(folder / name, png)
-    write_whole(folder / "report.html", sweep_page(headings, body, rows, finished, cells).encode())
+            atomic_write(folder / name, png)
+    atomic_write(folder / "report.html", sweep_page(headings, body, rows, finished, cells).encode())
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for i, heading in enumerate(headings):
         table.add_column(heading.replace(" ", "\n"), justify="right" if i else "left")

@@ -1,8 +1,8 @@
 """Pages and figures that show the collapse."""
 
-from lightly_collapse.report.collapse_report import CollapseReport, LayerRecord, WeightRecord
 from lightly_collapse.report.compare import Comparison, compare
 from lightly_collapse.report.measure import measure
+from lightly_collapse.report.records import CollapseReport, LayerRecord, WeightRecord
 
 __all__ = [
     "CollapseReport",

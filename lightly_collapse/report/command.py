@@ -9,13 +9,13 @@ import torch
 from rich.console import Console
 from torch.utils.data import DataLoader
 
-from lightly_collapse.report.backbones import Match, create_backbone, load_checkpoint
-from lightly_collapse.report.collapse_report import CollapseReport
+from lightly_collapse.io.checkpoints import Match, create_backbone, load_checkpoint
+from lightly_collapse.io.files import atomic_write, check_writable_folder
+from lightly_collapse.io.images import ImageFolderLoader, digits_loader
 from lightly_collapse.report.compare import compare
-from lightly_collapse.report.figures import to_png
-from lightly_collapse.report.files import check_writable_folder, write_whole
-from lightly_collapse.report.images import ImageFolderLoader, digits_loader
 from lightly_collapse.report.measure import measure
+from lightly_collapse.report.pages.figures import to_png
+from lightly_collapse.report.records import CollapseReport
 
 _NAMES_SHOWN = 5
 
@@ -103,7 +103,7 @@ def measure_command(
     )
     report.save(folder / "measure.json")
     report.to_html(folder / "measure.html")
-    write_whole(folder / "spectrum.png", to_png(report.plot()))
+    atomic_write(folder / "spectrum.png", to_png(report.plot()))
     console = Console(highlight=False, soft_wrap=True)
     console.print(report.table(), markup=False)
     for line in [*report.verdict(), *report.notes]:
@@ -126,7 +126,7 @@ def compare_command(reports: Sequence[Path], output: Path = Path("collapse-compa
     comparison = compare(reports)
     folder = check_writable_folder(output)
     comparison.to_html(folder / "compare.html")
-    write_whole(folder / "spectrum.png", to_png(comparison.plot()))
+    atomic_write(folder / "spectrum.png", to_png(comparison.plot()))
     console = Console(highlight=False, soft_wrap=True)
     console.print(comparison.table(), markup=False)
     console.print(f"Wrote compare.html and spectrum.png to {folder}", markup=False)

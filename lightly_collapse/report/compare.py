@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 
 from matplotlib.figure import Figure
 
-from lightly_collapse.report.collapse_report import CollapseReport, LayerRecord
-from lightly_collapse.report.files import write_whole
-from lightly_collapse.report.measure_page import compare_page, compare_plot
+from lightly_collapse.io.files import atomic_write
+from lightly_collapse.report.pages.measure import compare_page, compare_plot
+from lightly_collapse.report.records import CollapseReport, LayerRecord
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Comparison:
         Raises:
             OSError: if it cannot be written.
         """
-        write_whole(path, compare_page(self.reports).encode())
+        atomic_write(path, compare_page(self.reports).encode())
 
 
 def compare(reports: Sequence[CollapseReport | str | os.PathLike[str]]) -> Comparison:

@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from lightly_collapse.metrics import LayerProbe, LayerTaps, WeightSpectrum, weight_spectra
+from lightly_collapse.metrics import FeatureHooks, LayerMetrics, WeightSpectrum, weight_spectra
 from lightly_collapse.metrics.features import feature_rows
-from lightly_collapse.report.collapse_report import (
+from lightly_collapse.report.records import (
     CollapseReport,
     LayerRecord,
     WeightRecord,
@@ -72,7 +72,7 @@ def measure(
         (8, 64)
     """
     chosen = list(stages(model) if layers is None else layers)
-    probes = {n: LayerProbe(rtol, lid_k, lid_size, seed) for n in (_OUTPUT, *chosen)}
+    probes = {n: LayerMetrics(rtol, lid_k, lid_size, seed) for n in (_OUTPUT, *chosen)}
     widths: dict[str, int] = {}
 
     def take(layer: str, rows: Tensor) -> None:
@@ -83,7 +83,7 @@ def measure(
     target = torch.device(device) if device is not None else parameter.device
     modes = [(module, module.training) for module in model.modules()]
     model.eval().to(target)
-    taps = LayerTaps(model, chosen, take, positions) if chosen else None
+    taps = FeatureHooks(model, chosen, take, positions) if chosen else None
     try:
         with torch.no_grad():
             for batch in _bar(dataloader, progress):
@@ -172,7 +172,7 @@ def _bar(dataloader: Iterable[Any], shown: bool) -> Iterable[Any]:
             bar.advance(task)
 
 
-def _layer(name: str, width: int, probe: LayerProbe) -> LayerRecord:
+def _layer(name: str, width: int, probe: LayerMetrics) -> LayerRecord:
     reading = probe.compute()
     problems = dict(reading.problems)
     if math.isinf(reading.scalars["condition_number"]):

@@ -11,8 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from sklearn.datasets import load_digits
 
-from lightly_collapse.report.files import check_writable_folder, write_whole
-from lightly_collapse.report.predict_page import predict_page, spectrum_png
+from lightly_collapse.io.files import atomic_write, check_writable_folder
+from lightly_collapse.report.pages.predict import predict_page, spectrum_png
 from lightly_collapse.theory import CollapsePrediction, predict_collapse
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
@@ -160,9 +160,9 @@ def predict(
                 "spectrum": run.spectrum[-1].clamp(min=0).sqrt().mean(0).tolist(),
             }
     console.print(_table(prediction))
-    write_whole(output / "prediction.json", json.dumps(record, indent=1).encode())
-    write_whole(output / "spectrum.png", spectrum_png(record))
-    write_whole(output / "report.html", predict_page(record, prediction).encode())
+    atomic_write(output / "prediction.json", json.dumps(record, indent=1).encode())
+    atomic_write(output / "spectrum.png", spectrum_png(record))
+    atomic_write(output / "report.html", predict_page(record, prediction).encode())
     console.print(f"Written to {output}: report.html, spectrum.png, prediction.json")
     return prediction
 

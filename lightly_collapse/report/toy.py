@@ -11,10 +11,10 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from lightly_collapse.report.figures import to_png, to_svg
-from lightly_collapse.report.files import check_writable_folder, write_whole
-from lightly_collapse.report.page import render
-from lightly_collapse.report.toy_figures import (
+from lightly_collapse.io.files import atomic_write, check_writable_folder
+from lightly_collapse.report.pages.figures import to_png, to_svg
+from lightly_collapse.report.pages.shell import render
+from lightly_collapse.report.pages.toy import (
     alignment_figure,
     answer_figure,
     comparison_figure,
@@ -95,11 +95,11 @@ def toy(
         figures=[(to_svg(fig, caption), caption) for fig, caption in figures],
         seconds=seconds,
     )
-    write_whole(output / "toy.json", json.dumps(record, indent=1).encode())
-    write_whole(output / "figure.png", to_png(figures[0][0]))
+    atomic_write(output / "toy.json", json.dumps(record, indent=1).encode())
+    atomic_write(output / "figure.png", to_png(figures[0][0]))
     for number, (fig, _) in enumerate(figures[1:], start=2):
-        write_whole(output / f"figure-{number}.png", to_png(fig))
-    write_whole(output / "report.html", page.encode())
+        atomic_write(output / f"figure-{number}.png", to_png(fig))
+    atomic_write(output / "report.html", page.encode())
     console.print(f"{seconds:.0f} s. Written to {output}: report.html, figure.png, toy.json")
 
 

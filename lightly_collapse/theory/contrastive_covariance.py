@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightly_collapse.functional._check import check_rows
+from lightly_collapse._checks import check_rows
 
 
 @dataclass(frozen=True)

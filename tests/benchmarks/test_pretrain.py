@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from lightly_collapse.pretrain.augment import DeviceViews, ViewSettings
-from lightly_collapse.pretrain.backbones import BackboneSettings
+from lightly_collapse.io.backbones import BackboneSettings
 from lightly_collapse.pretrain.data import ImageFolder
+from lightly_collapse.pretrain.data.augment import DeviceViews, ViewSettings
 from lightly_collapse.pretrain.methods import SimCLR
 from lightly_collapse.pretrain.settings import LDReg, Orthogonality
 
@@ -41,7 +41,7 @@ def training_step(**regularizers):
         channels_last=True,
         **regularizers,
     ).to(DEVICE, memory_format=torch.channels_last)
-    optimizer = method.optimizer.build(method.trained(), None, BATCH)
+    optimizer = method.optimizer.build(method.trainable_modules(), None, BATCH)
     views = [torch.rand(BATCH, 3, 32, 32, device=DEVICE) for _ in range(2)]
 
     def step():

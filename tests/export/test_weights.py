@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from lightly.transforms import DINOTransform, SimCLRTransform
 from torchvision.transforms import Compose, Normalize, ToTensor, v2
 
-from lightly_collapse.export import normalization, read_detectron2, to_detectron2, write_whole
+from lightly_collapse.export import normalization, read_detectron2, to_detectron2
+from lightly_collapse.io.files import atomic_write
 
 
 @pytest.mark.parametrize("protocol", range(6))
@@ -126,10 +127,10 @@ def test_written_whole_or_not_at_all(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_whole(path, fail)
+        atomic_write(path, fail)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
-    write_whole(path, lambda file: file.write(b"new"))
+    atomic_write(path, lambda file: file.write(b"new"))
     assert path.read_bytes() == b"new"
 
 

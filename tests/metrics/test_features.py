@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightly_collapse.metrics import LayerTaps, feature_rows, hidden_features
+from lightly_collapse.metrics import FeatureHooks, feature_rows, hidden_features
 
 
 def test_every_position_of_a_feature_map_is_a_row_of_channels():
@@ -41,7 +41,7 @@ def test_features_of_named_layers_of_all_their_calls():
 
 
 def run_tapped(net, x):
-    with LayerTaps(net, ["0", ""], lambda *_: None):
+    with FeatureHooks(net, ["0", ""], lambda *_: None):
         assert net._forward_hooks
         net(x)
 

@@ -6,9 +6,9 @@ import pickle
 import pytest
 import torch
 
-from lightly_collapse.pretrain.backbones import BackboneSettings, create_backbone
+from lightly_collapse.io.backbones import BackboneSettings, create_backbone
 from lightly_collapse.pretrain.checkpoint import (
-    WholeCheckpoints,
+    AtomicCheckpointIO,
     check_checkpoint,
     load_backbone,
     read_checkpoint,
@@ -26,7 +26,7 @@ def content(**more):
 
 def test_the_backbone_comes_back(tmp_path):
     backbone, checkpoint = content()
-    WholeCheckpoints().save_checkpoint(checkpoint, tmp_path / "a/last.ckpt")
+    AtomicCheckpointIO().save_checkpoint(checkpoint, tmp_path / "a/last.ckpt")
     loaded, about = load_backbone(tmp_path / "a/last.ckpt")
     x = torch.rand(2, 3, 16, 16)
     assert torch.equal(loaded(x), backbone.eval()(x))
@@ -36,7 +36,7 @@ def test_the_backbone_comes_back(tmp_path):
 
 def test_a_write_that_breaks_off_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "last.ckpt"
-    WholeCheckpoints().save_checkpoint(content()[1], path)
+    AtomicCheckpointIO().save_checkpoint(content()[1], path)
     before = path.read_bytes()
 
     def full(*_):
@@ -44,7 +44,7 @@ def test_a_write_that_breaks_off_leaves_the_old_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError, match="no space"):
-        WholeCheckpoints().save_checkpoint(content(epoch=9)[1], path)
+        AtomicCheckpointIO().save_checkpoint(content(epoch=9)[1], path)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
 
@@ -72,7 +72,7 @@ def test_junk_is_refused_by_name(tmp_path, junk):
 
 def test_a_truncated_checkpoint_is_refused(tmp_path):
     path = tmp_path / "last.ckpt"
-    WholeCheckpoints().save_checkpoint(content()[1], path)
+    AtomicCheckpointIO().save_checkpoint(content()[1], path)
     path.write_bytes(path.read_bytes()[:-2000])
     with pytest.raises(ValueError, match="cannot be read"):
         read_checkpoint(path)
@@ -88,7 +88,7 @@ def test_other_programs_checkpoints_are_refused(tmp_path):
 
 def test_another_method_or_backbone_is_refused(tmp_path):
     path = tmp_path / "last.ckpt"
-    WholeCheckpoints().save_checkpoint(content()[1], path)
+    AtomicCheckpointIO().save_checkpoint(content()[1], path)
     check_checkpoint(path, "SimCLR", dict(SETTINGS))
     with pytest.raises(ValueError, match="of the method SimCLR, not BYOL"):
         check_checkpoint(path, "BYOL", dict(SETTINGS))

@@ -9,9 +9,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from lightly_collapse.cli import main
+from lightly_collapse.io.digits import digits_split
 from lightly_collapse.pretrain.checkpoint import load_backbone
 from lightly_collapse.pretrain.command import pretrain
-from lightly_collapse.pretrain.digits import digits_split
 from lightly_collapse.pretrain.probe import probe
 
 WORDS = [

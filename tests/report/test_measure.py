@@ -12,8 +12,8 @@ from torchvision.models import vit_b_16
 
 from lightly_collapse import functional
 from lightly_collapse.report import CollapseReport, compare, measure
-from lightly_collapse.report.collapse_report import format_value
 from lightly_collapse.report.measure import stages
+from lightly_collapse.report.records import format_value
 
 
 class Encoder(nn.Module):

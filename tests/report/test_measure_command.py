@@ -10,8 +10,8 @@ from torch import nn
 from torchvision.models import resnet18
 
 from lightly_collapse.cli import main
-from lightly_collapse.report.backbones import create_backbone, load_checkpoint
-from lightly_collapse.report.images import ImageFolderLoader, digits_loader
+from lightly_collapse.io.checkpoints import create_backbone, load_checkpoint
+from lightly_collapse.io.images import ImageFolderLoader, digits_loader
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from lightly.models.modules import BYOLPredictionHead, BYOLProjectionHead
 from lightly.models.utils import deactivate_requires_grad, update_momentum
 from torch import Tensor, cat, nn, no_grad
 
-from lightly_collapse.pretrain.method import Method, Step
+from lightly_collapse.pretrain.methods.base import Method, Step
 
 
 class BYOL(Method):
@@ -43,9 +43,9 @@ class BYOL(Method):
         self.criterion = NegativeCosineSimilarity()
         self.start_momentum = start_momentum
 
-    def trained(self) -> list[nn.Module]:
+    def trainable_modules(self) -> list[nn.Module]:
         """Backbone, projector and predictor."""
-        return [*super().trained(), self.predictor]
+        return [*super().trainable_modules(), self.predictor]
 
     def step(self, views: Sequence[Tensor]) -> Step:
         """Negative cosine similarity, each view foretelling the other."""

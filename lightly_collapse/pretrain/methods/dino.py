@@ -9,7 +9,7 @@ from lightly.models.modules import DINOProjectionHead
 from lightly.models.utils import deactivate_requires_grad, update_momentum
 from torch import Tensor, nn, no_grad
 
-from lightly_collapse.pretrain.method import Method, Step
+from lightly_collapse.pretrain.methods.base import Method, Step
 
 
 class DINO(Method):
@@ -51,7 +51,7 @@ class DINO(Method):
         self.criterion = DINOLoss(output_dim, teacher_temp=teacher_temperature)
         self.start_momentum = start_momentum
 
-    def trained(self) -> list[nn.Module]:
+    def trainable_modules(self) -> list[nn.Module]:
         """Backbone and head of the student."""
         return [self.backbone, self.student]
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lightly_collapse.loss import DirectCLRLoss
 from lightly_collapse.models import DirectCLRHead
-from lightly_collapse.pretrain.method import Method, Step
+from lightly_collapse.pretrain.methods.base import Method, Step
 
 
 class DirectCLR(Method):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 from torchvision.models.vision_transformer import VisionTransformer
 
-from lightly_collapse.pretrain.method import Method, Step
+from lightly_collapse.pretrain.methods.base import Method, Step
 
 
 class MAE(Method):
@@ -69,7 +69,7 @@ class MAE(Method):
         self.mask_ratio = mask_ratio
         self.normalize_patches = normalize_patches
 
-    def trained(self) -> list[nn.Module]:
+    def trainable_modules(self) -> list[nn.Module]:
         """The backbone, the decoder and the mask token."""
         return [self.backbone, self.decoder, nn.ParameterList([self.mask_token])]
 

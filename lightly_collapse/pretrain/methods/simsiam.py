@@ -7,7 +7,7 @@ from lightly.loss import NegativeCosineSimilarity
 from lightly.models.modules import SimSiamPredictionHead, SimSiamProjectionHead
 from torch import Tensor, nn
 
-from lightly_collapse.pretrain.method import Method, Step
+from lightly_collapse.pretrain.methods.base import Method, Step
 
 
 class SimSiam(Method):
@@ -34,9 +34,9 @@ class SimSiam(Method):
         self.predictor = SimSiamPredictionHead(output_dim, prediction_dim, output_dim)
         self.criterion = NegativeCosineSimilarity()
 
-    def trained(self) -> list[nn.Module]:
+    def trainable_modules(self) -> list[nn.Module]:
         """Backbone, projector and predictor."""
-        return [*super().trained(), self.predictor]
+        return [*super().trainable_modules(), self.predictor]
 
     def step(self, views: Sequence[Tensor]) -> Step:
         """Negative cosine similarity, each view foretelling the other."""

@@ -8,7 +8,7 @@ from lightly.models.modules import SwaVProjectionHead, SwaVPrototypes
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from lightly_collapse.pretrain.method import Method, Step
+from lightly_collapse.pretrain.methods.base import Method, Step
 
 
 class SwAV(Method):
@@ -39,9 +39,9 @@ class SwAV(Method):
         self.prototypes = SwaVPrototypes(output_dim, prototypes)
         self.criterion = SwaVLoss(temperature, sinkhorn_gather_distributed=True)
 
-    def trained(self) -> list[nn.Module]:
+    def trainable_modules(self) -> list[nn.Module]:
         """Backbone, projector and prototypes."""
-        return [*super().trained(), self.prototypes]
+        return [*super().trainable_modules(), self.prototypes]
 
     def embed(self, features: Tensor) -> Tensor:
         """The unit vectors that are compared with the prototypes."""

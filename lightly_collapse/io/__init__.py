@@ -1,0 +1,1 @@
+"""What comes in and goes out: files, checkpoints, backbones by name, images."""

@@ -1,0 +1,97 @@
+"""Everything that is measured of one layer, from one pass over its features."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from lightly_collapse import functional
+from lightly_collapse.metrics.collection import CollapseMetrics, collapse_metrics
+from lightly_collapse.metrics.hypersphere import Uniformity
+from lightly_collapse.metrics.intrinsic_dimension import LocalIntrinsicDimension, TwoNN
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a `LayerMetrics` measured.
+
+    Attributes:
+        scalars: value by name; nan where it could not be computed. `rows` and `dropped` count the
+            rows measured and left out, `lid_rows` those sampled for `mlid`, `two_nn` and
+            `uniformity`.
+        problems: why a value is nan, by name.
+        spectrum: singular values of the centred rows, in descending order; none if there is none.
+        lid: local intrinsic dimensionality of every sampled row; none if there is none.
+    """
+
+    scalars: dict[str, float]
+    problems: dict[str, str]
+    spectrum: Tensor | None
+    lid: Tensor | None
+
+
+class LayerMetrics:
+    """Collapse metrics, intrinsic dimension and uniformity of a stream of rows.
+
+    Rows that hold NaN or inf are left out and counted. Among processes, every one gets the reading
+    of all rows.
+
+    Args:
+        rtol: a dimension counts as collapsed below this times the largest singular value.
+        lid_k: number of neighbours of the local intrinsic dimensionality.
+        lid_size: number of rows sampled at most for neighbours and pairs.
+        seed: of the sample.
+
+    Examples:
+        >>> import torch
+        >>> probe = LayerMetrics(lid_k=20)
+        >>> probe.update(torch.randn(500, 8, generator=torch.Generator().manual_seed(0)))
+        >>> reading = probe.compute()
+        >>> f"{reading.scalars['effective_rank']:.1f}", reading.spectrum.shape
+        ('8.0', torch.Size([8]))
+    """
+
+    def __init__(
+        self, rtol: float = 1e-3, lid_k: int = 20, lid_size: int = 2000, seed: int = 0
+    ) -> None:
+        self._collapse = collapse_metrics(rtol=rtol, spectrum=True, nan_strategy="drop")
+        sample: dict[str, Any] = {"size": lid_size, "seed": seed, "nan_strategy": "drop"}
+        names = ["lid", "two_nn", "uniformity"]
+        self._sampled = CollapseMetrics(
+            {
+                "lid": LocalIntrinsicDimension(k=lid_k, reduction="none", **sample),
+                "two_nn": TwoNN(**sample),
+                "uniformity": Uniformity(**sample),
+            },
+            compute_groups=[names],
+        )
+
+    def update(self, rows: Tensor) -> None:
+        """Take in (n, D) rows."""
+        for metrics in (self._collapse, self._sampled):
+            metrics.to(rows.device).update(rows)
+
+    def reset(self) -> None:
+        """Forget all rows."""
+        self._collapse.reset()
+        self._sampled.reset()
+
+    def compute(self) -> Reading:
+        """The reading of all rows so far."""
+        values, problems = self._collapse.compute_or_nan()
+        sampled, sampled_problems = self._sampled.compute_or_nan()
+        problems |= sampled_problems
+        spectrum, lid = values.pop("spectrum").reshape(-1), sampled.pop("lid").reshape(-1)
+        has_lid = "lid" not in problems
+        scalars = {name: float(value) for name, value in values.items()}
+        scalars["mlid"] = float(functional.geometric_mean(lid) if has_lid else lid)
+        scalars |= {name: float(sampled[name]) for name in ("two_nn", "uniformity")}
+        scalars["lid_rows"] = float(lid.numel() if has_lid else 0)
+        if not has_lid:
+            problems["mlid"] = problems.pop("lid")
+        return Reading(
+            scalars=scalars,
+            problems=problems,
+            spectrum=None if "spectrum" in problems or not spectrum.any() else spectrum.cpu(),
+            lid=lid.cpu() if has_lid else None,
+        )

@@ -1,0 +1,12 @@
+"""Images to pretrain on, and the random views that a training step sees of them."""
+
+from lightly_collapse.pretrain.data.datasets import (
+    CIFAR10,
+    CIFAR100,
+    Digits,
+    ImageFolder,
+    LightlyFolder,
+    SmallImageFolder,
+)
+
+__all__ = ["CIFAR10", "CIFAR100", "Digits", "ImageFolder", "LightlyFolder", "SmallImageFolder"]

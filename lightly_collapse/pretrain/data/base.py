@@ -1,0 +1,150 @@
+"""What all data modules share: their loaders, and the order and random numbers of training."""
+
+import random
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from pytorch_lightning import LightningDataModule
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from lightly_collapse.pretrain.data.augment import ViewSettings
+
+
+def _mixed(*words: int) -> int:
+    return int(np.random.SeedSequence(words).generate_state(1)[0])
+
+
+class _EpochLoader(DataLoader[Any]):
+    """A loader whose order and workers' random numbers follow from the seed and the epoch alone.
+
+    Workers start anew each epoch: persistent ones would carry their random state over from epochs
+    that a resumed run has not seen.
+    """
+
+    def __init__(self, dataset: Any, seed: int, epoch: Callable[[], int], **kwargs: Any) -> None:
+        self._seed, self._epoch = seed, epoch
+        super().__init__(dataset, generator=torch.Generator(), **kwargs)
+
+    def __iter__(self) -> Any:
+        sampler: Any = self.sampler
+        sampler.set_epoch(self._epoch())
+        self.generator.manual_seed(_mixed(self._seed, self._epoch(), sampler.rank))
+        return super().__iter__()
+
+
+class PretrainData(LightningDataModule):
+    """Training images as views; a bank of training images and held-out images as they are.
+
+    Training batches are `(views, labels)`, evaluation batches `(images, labels)`. The validation
+    loaders are the bank and the held-out images, in this order. The order of the images and all
+    random numbers of a training step follow from `seed`, the epoch, the batch and the process, so
+    that a run that is resumed after an epoch goes on as if it had never stopped.
+
+    Args:
+        batch_size: images a step and process.
+        num_workers: processes that load images.
+        train_images: how many of the training images are used, drawn once and for all; None for
+            all of them.
+        bank_images: how many training images the kNN vote during training chooses from.
+
+    Raises:
+        ValueError: if a number is out of range.
+    """
+
+    num_classes: int
+    train_count: int
+    seed: int = 0
+
+    def __init__(
+        self,
+        batch_size: int = 256,
+        num_workers: int = 0,
+        train_images: int | None = None,
+        bank_images: int = 10_000,
+    ) -> None:
+        super().__init__()
+        for name, value, low in (
+            ("batch_size", batch_size, 1),
+            ("num_workers", num_workers, 0),
+            ("train_images", train_images, 1),
+            ("bank_images", bank_images, 1),
+        ):
+            if value is not None and value < low:
+                raise ValueError(f"data.{name} must be at least {low}, got {value}")
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.train_images = train_images
+        self.bank_images = bank_images
+
+    @abstractmethod
+    def evaluation_loaders(self, bank_images: int | None = None) -> list[DataLoader[Any]]:
+        """Loaders of training images and of held-out ones, neither augmented nor shuffled.
+
+        Args:
+            bank_images: how many of the training images; None for all.
+        """
+
+    def val_dataloader(self) -> list[DataLoader[Any]]:
+        """The bank and the held-out images."""
+        return self.evaluation_loaders(self.bank_images)
+
+    def _chosen(self, count: int) -> list[int]:
+        """Which of the training images are used: the same ones for every seed."""
+        if self.train_images is None:
+            return list(range(count))
+        if self.train_images > count:
+            raise ValueError(
+                f"data.train_images must be at most the number of training images, {count}, "
+                f"got {self.train_images}"
+            )
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+        return sorted(order[: self.train_images].tolist())
+
+    def _views(self) -> tuple[ViewSettings, int]:
+        method: Any = self.trainer.lightning_module  # type: ignore[union-attr]
+        return method.views, method.global_views
+
+    def _train_loader(self, dataset: Dataset[Any], **kwargs: Any) -> DataLoader[Any]:
+        trainer: Any = self.trainer
+        return _EpochLoader(
+            dataset,
+            self.seed,
+            lambda: trainer.fit_loop.epoch_progress.current.processed,
+            batch_size=self.batch_size,
+            # The sampler adds seed and epoch, which gives neighbouring seeds the same orders.
+            sampler=DistributedSampler(
+                dataset,
+                trainer.world_size,
+                trainer.global_rank,
+                seed=_mixed(self.seed),
+                drop_last=True,
+            ),
+            drop_last=True,
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+            **kwargs,
+        )
+
+    def _plain_loader(self, dataset: Dataset[Any], **kwargs: Any) -> DataLoader[Any]:
+        return DataLoader(
+            dataset, batch_size=self.batch_size, num_workers=self.num_workers, **kwargs
+        )
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Seed everything that a training step draws, in views and model alike."""
+        trainer: Any = self.trainer
+        if trainer is not None and trainer.training:
+            loop = trainer.fit_loop
+            words = (
+                loop.epoch_progress.current.processed,
+                loop.epoch_loop.batch_progress.current.ready,
+                trainer.global_rank,
+            )
+            seed = _mixed(self.seed, *words)
+            random.seed(seed)
+            np.random.seed(seed)  # noqa: NPY002  Lightly draws from the global generator
+            torch.manual_seed(seed)
+        return batch

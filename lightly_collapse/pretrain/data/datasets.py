@@ -1,0 +1,336 @@
+"""Images to pretrain on, with their held-out part."""
+
+import os
+from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightly.data import LightlyDataset
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset
+from torchvision import datasets
+from torchvision.transforms import v2
+
+from lightly_collapse.io.digits import digits_split
+from lightly_collapse.pretrain.data.augment import DeviceViews, worker_views
+from lightly_collapse.pretrain.data.base import PretrainData
+
+_Colour = tuple[float, float, float]
+_IMAGENET: tuple[_Colour, _Colour] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_CIFAR: tuple[_Colour, _Colour] = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+_DIGITS: tuple[_Colour, _Colour] = ((0.305, 0.305, 0.305), (0.33, 0.33, 0.33))
+
+
+class _Memory(Dataset[Any]):
+    """Images in memory that are taken a batch at a time, in one indexing."""
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.images, self.labels = images, labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        chosen = torch.as_tensor(indices)
+        return self.images[chosen], self.labels[chosen]
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.images[index], self.labels[index]
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+class SmallImages(PretrainData):
+    """Images small enough to stay in memory, their views drawn in batches on the device."""
+
+    colours: tuple[_Colour, _Colour]
+
+    @abstractmethod
+    def load(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """The used training and the held-out images: (n, 3, size, size) uint8, (n,) int64."""
+
+    def setup(self, stage: str) -> None:
+        """Load the images, once."""
+        if hasattr(self, "_train"):
+            return
+        train, held_out = self.load()
+        self._train, self._held_out = _Memory(*train), _Memory(*held_out)
+        self.num_classes = int(self._held_out.labels.max()) + 1
+        self.train_count = len(self._train)
+        self._draw: DeviceViews | None = None
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """The training images, shuffled."""
+        settings, global_views = self._views()
+        self._draw = DeviceViews(settings, self._train.images.shape[-1], global_views)
+        return self._train_loader(self._train, collate_fn=_as_it_is)
+
+    def evaluation_loaders(self, bank_images: int | None = None) -> list[DataLoader[Any]]:
+        """Loaders of training images and of held-out ones, neither augmented nor shuffled."""
+        bank = _Memory(self._train.images[:bank_images], self._train.labels[:bank_images])
+        return [self._plain_loader(part, collate_fn=_as_it_is) for part in (bank, self._held_out)]
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Turn the bytes into colours, and in training into views."""
+        images, labels = batch
+        images = images.float() / 255
+        if self.trainer is not None and self.trainer.training and self._draw is not None:
+            return [self.normalize(view) for view in self._draw(images)], labels
+        return self.normalize(images), labels
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Colours in [0, 1] to mean zero and deviation one."""
+        mean, std = (images.new_tensor(colour)[:, None, None] for colour in self.colours)
+        return (images - mean) / std
+
+
+class Digits(SmallImages):
+    """The handwritten digits of scikit-learn, which need no download.
+
+    Args:
+        image_size: height and width, in pixels.
+        kwargs: see `PretrainData`.
+    """
+
+    colours = _DIGITS
+
+    def __init__(self, image_size: int = 16, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.image_size = image_size
+
+    def load(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """The split of the demo with seed 0, as grey colours."""
+        split = digits_split(self.image_size)
+
+        def colours(images: Tensor) -> Tensor:
+            return (images * 255).round().to(torch.uint8).expand(-1, 3, -1, -1)
+
+        chosen = self._chosen(len(split.train_labels))
+        return (
+            (colours(split.train_images[chosen]), split.train_labels[chosen]),
+            (colours(split.test_images), split.test_labels),
+        )
+
+
+class CIFAR10(SmallImages):
+    """CIFAR-10 as torchvision reads it.
+
+    Args:
+        root: folder that holds `cifar-10-batches-py`, or to download to.
+        download: fetch it where it is missing.
+        kwargs: see `PretrainData`.
+    """
+
+    colours = _CIFAR
+    dataset: type[datasets.CIFAR10] = datasets.CIFAR10
+
+    def __init__(self, root: str = "data", download: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.root, self.download = root, download
+
+    def prepare_data(self) -> None:
+        """Download on one process, if asked to."""
+        if self.download:
+            self.dataset(self.root, download=True)
+
+    def load(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """The official training and test images."""
+        try:
+            train, test = (self.dataset(self.root, train=part) for part in (True, False))
+        except RuntimeError as error:
+            raise ValueError(
+                f"data.root {self.root} must hold {self.dataset.__name__} as torchvision stores "
+                "it; pass data.download true to fetch it"
+            ) from error
+        (images, labels), held_out = (
+            (torch.from_numpy(part.data).permute(0, 3, 1, 2), torch.tensor(part.targets))
+            for part in (train, test)
+        )
+        chosen = self._chosen(len(labels))
+        return (images[chosen], labels[chosen]), held_out
+
+
+class CIFAR100(CIFAR10):
+    """CIFAR-100 as torchvision reads it.
+
+    Args:
+        kwargs: see `CIFAR10` and `PretrainData`.
+    """
+
+    dataset = datasets.CIFAR100
+
+
+def _image_folder(root: str, part: str, **kwargs: Any) -> datasets.ImageFolder:
+    folder = Path(root) / part
+    if not folder.is_dir():
+        raise ValueError(
+            f"data.root {root} must hold the folder {part} with one folder of images a class"
+        )
+    try:
+        return datasets.ImageFolder(str(folder), **kwargs)
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"data.root: {folder} must hold one folder of images a class: {error}"
+        ) from error
+
+
+class SmallImageFolder(SmallImages):
+    """A folder of small images with one folder a class, kept in memory.
+
+    Args:
+        root: folder that holds `train` and `val`.
+        train: name of the folder of training images.
+        val: name of the folder of held-out images.
+        image_size: height and width to resize to, in pixels.
+        kwargs: see `PretrainData`.
+    """
+
+    colours = _CIFAR
+
+    def __init__(
+        self,
+        root: str = "data",
+        train: str = "train",
+        val: str = "val",
+        image_size: int = 32,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.root, self.train, self.val, self.image_size = root, train, val, image_size
+
+    def load(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Read the images of both folders; of the training images only those that are used."""
+        train, val = (_image_folder(self.root, part) for part in (self.train, self.val))
+        if train.classes != val.classes:
+            raise ValueError(
+                f"data.root: {self.train} and {self.val} must hold the same classes, got "
+                f"{len(train.classes)} and {len(val.classes)}"
+            )
+        chosen = self._chosen(len(train))
+        return self._read([train.samples[i] for i in chosen]), self._read(val.samples)
+
+    def _read(self, samples: Sequence[tuple[str, int]]) -> tuple[Tensor, Tensor]:
+        size = (self.image_size, self.image_size)
+        images = torch.empty(len(samples), 3, *size, dtype=torch.uint8)
+        for i, (path, _) in enumerate(samples):
+            with Image.open(path) as file:
+                image = file.convert("RGB")
+            if image.size != size:
+                image = image.resize(size, Image.Resampling.BILINEAR)
+            images[i] = v2.functional.pil_to_tensor(image)
+        return images, torch.tensor([label for _, label in samples])
+
+
+class ImageFolder(PretrainData):
+    """A folder of images of any size with one folder a class, read by worker processes.
+
+    Args:
+        root: folder that holds `train` and `val`.
+        train: name of the folder of training images.
+        val: name of the folder of held-out images.
+        image_size: height and width of a global view, in pixels.
+        kwargs: see `PretrainData`.
+    """
+
+    def __init__(
+        self,
+        root: str = "data",
+        train: str = "train",
+        val: str = "val",
+        image_size: int = 224,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.root, self.train, self.val, self.image_size = root, train, val, image_size
+
+    def setup(self, stage: str) -> None:
+        """Find the images."""
+        plain = _plain(self.image_size)
+        self._bank = _image_folder(self.root, self.train, transform=plain)
+        self._held_out = _image_folder(self.root, self.val, transform=plain)
+        self._indices = self._chosen(len(self._bank))
+        self.num_classes = len(self._bank.classes)
+        self.train_count = len(self._indices)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """The training images, shuffled, as views."""
+        settings, global_views = self._views()
+        transform = worker_views(settings, self.image_size, *_IMAGENET, global_views)
+        dataset = _image_folder(self.root, self.train, transform=transform)
+        return self._train_loader(Subset(dataset, self._indices))
+
+    def evaluation_loaders(self, bank_images: int | None = None) -> list[DataLoader[Any]]:
+        """Loaders of training images and of held-out ones, neither augmented nor shuffled."""
+        order = torch.randperm(
+            len(self._indices), generator=torch.Generator().manual_seed(0)
+        ).tolist()[:bank_images]
+        bank = Subset(self._bank, [self._indices[i] for i in order])
+        return [self._plain_loader(bank), self._plain_loader(self._held_out)]
+
+
+class LightlyFolder(PretrainData):
+    """Any folder of images or videos, without labels, through LightlyDataset.
+
+    Training reports RankMe of the first images as they are; there is nothing to probe.
+
+    Args:
+        root: the folder; it is searched to any depth.
+        image_size: height and width of a global view, in pixels.
+        kwargs: see `PretrainData`.
+    """
+
+    num_classes = 0
+
+    def __init__(self, root: str = "data", image_size: int = 224, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.root, self.image_size = root, image_size
+
+    def setup(self, stage: str) -> None:
+        """Find the images."""
+        self._plain = self._dataset(_plain(self.image_size))
+        self._indices = self._chosen(len(self._plain))
+        self.train_count = len(self._indices)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """The images, shuffled, as views."""
+        settings, global_views = self._views()
+        dataset = self._dataset(worker_views(settings, self.image_size, *_IMAGENET, global_views))
+        return self._train_loader(Subset(dataset, self._indices))
+
+    def evaluation_loaders(self, bank_images: int | None = None) -> list[DataLoader[Any]]:
+        """The same images twice: there are no held-out ones."""
+        loader = self._plain_loader(Subset(self._plain, self._indices[:bank_images]))
+        return [loader, loader]
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Drop the file names, and the labels that folders would be."""
+        images, labels, _ = batch
+        return images, torch.zeros_like(labels)
+
+    def _dataset(self, transform: Any) -> LightlyDataset:
+        if not os.path.isdir(self.root):
+            raise ValueError(f"data.root must be a folder of images, got {self.root}")
+        try:
+            dataset = LightlyDataset(self.root, transform=transform)
+        except (RuntimeError, FileNotFoundError) as error:
+            raise ValueError(f"data.root {self.root} must hold images: {error}") from error
+        if len(dataset) == 0:
+            raise ValueError(f"data.root {self.root} must hold images, got none")
+        return dataset
+
+
+def _plain(size: int) -> v2.Compose:
+    return v2.Compose(
+        [
+            v2.Resize(round(size * 8 / 7)),
+            v2.CenterCrop(size),
+            v2.ToImage(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(*_IMAGENET),
+        ]
+    )

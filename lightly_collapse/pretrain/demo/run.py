@@ -1,0 +1,238 @@
+"""The demo: one small encoder, six objectives, and what each does to the dimensions."""
+
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from lightly_collapse import __version__
+from lightly_collapse.functional import (
+    collapsed_dimensions,
+    effective_rank,
+    geometric_mean,
+    lid_mom,
+    normalized_eigenvalues,
+    rankme,
+    singular_values,
+    weight_matrix,
+)
+from lightly_collapse.io.digits import DigitsSplit, digits_split
+from lightly_collapse.io.files import atomic_write, check_writable_folder
+from lightly_collapse.pretrain.demo.methods import (
+    METHODS,
+    WIDTH,
+    DemoSettings,
+    TrainedModel,
+    steps_per_epoch,
+    train,
+)
+from lightly_collapse.pretrain.probes import knn_accuracy, linear_accuracy
+from lightly_collapse.report.pages.demo import demo_page, spectrum_png
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What was measured of one method on the held-out images.
+
+    Attributes:
+        method: name on the command line.
+        title: name in tables and figures.
+        knn: accuracy of the nearest-neighbour vote, in [0, 1].
+        linear: accuracy of the linear probe, in [0, 1].
+        rankme: RankMe of the representation, out of 128.
+        effective_rank: effective rank of the centred representation, out of 128.
+        collapsed: collapsed dimensions of the centred representation, out of 128.
+        mlid: geometric mean of the local intrinsic dimensionality of the representation.
+        embedding_rankme: RankMe of the embedding, which the loss acts on.
+        embedding_width: dimensions of the embedding.
+        spectrum: singular values of the centred representation, in descending order.
+        weight_eigenvalues: normalised eigenvalues of the last convolution's weight.
+        losses: mean training loss of every epoch, penalties included.
+    """
+
+    method: str
+    title: str
+    knn: float
+    linear: float
+    rankme: float
+    effective_rank: float
+    collapsed: int
+    mlid: float
+    embedding_rankme: float
+    embedding_width: int
+    spectrum: list[float]
+    weight_eigenvalues: list[float]
+    losses: list[float]
+
+
+def demo(
+    methods: Sequence[str] = tuple(METHODS),
+    epochs: int = 20,
+    seed: int = 0,
+    output: str | os.PathLike[str] = "collapse-demo",
+) -> list[DemoResult]:
+    """Train a small encoder on digits by each method, measure the collapse, and write a report.
+
+    Shows a progress bar, prints a table, and writes `results.json`, `spectrum.png` and
+    `report.html` into the output folder. The same seed gives the same numbers.
+
+    Args:
+        methods: names out of `METHODS`.
+        epochs: passes over the training images.
+        seed: seed of everything random.
+        output: folder to write to; made if it is not there.
+
+    Returns:
+        One result a method, in the order asked for.
+
+    Raises:
+        ValueError: if a method is unknown or none is given, `epochs` is below 1, or `seed` is
+            negative.
+        OSError: if the output folder cannot be written, before any training.
+    """
+    names = _check_methods(methods)
+    if epochs < 1:
+        raise ValueError(f"epochs must be at least 1, got {epochs}")
+    if seed < 0:
+        raise ValueError(f"seed must not be negative, got {seed}")
+    folder = check_writable_folder(output)
+    settings = DemoSettings(epochs=epochs, seed=seed)
+    digits = digits_split(seed=seed)
+    console = Console()
+    started = time.perf_counter()
+    results = list(_run_all(names, settings, digits, console))
+    record = {
+        "settings": asdict(settings),
+        "versions": _versions(),
+        "images": {"train": len(digits.train_labels), "held out": len(digits.test_labels)},
+        "seconds": round(time.perf_counter() - started, 1),
+        "results": [asdict(result) for result in results],
+    }
+    atomic_write(folder / "results.json", json.dumps(record, indent=1).encode())
+    atomic_write(folder / "spectrum.png", spectrum_png(record))
+    atomic_write(folder / "report.html", demo_page(record).encode())
+    console.print(_table(results, settings))
+    console.print(f"Wrote results.json, spectrum.png and report.html to {folder}")
+    return results
+
+
+def _check_methods(methods: Sequence[str]) -> list[str]:
+    names = list(dict.fromkeys(methods))
+    if not names:
+        raise ValueError(f"methods must name at least one of {', '.join(METHODS)}")
+    unknown = [name for name in names if name not in METHODS]
+    if unknown:
+        raise ValueError(
+            f"methods must be out of {', '.join(METHODS)}, got {', '.join(map(repr, unknown))}"
+        )
+    return names
+
+
+def _run_all(
+    names: Sequence[str], settings: DemoSettings, digits: DigitsSplit, console: Console
+) -> Iterator[DemoResult]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("steps, loss {task.fields[loss]:.3f}"),
+        TimeRemainingColumn(),
+    )
+    steps = settings.epochs * steps_per_epoch(settings, len(digits.train_images))
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task("", total=len(names) * steps, loss=float("nan"))
+        for name in names:
+            progress.update(bar, description=METHODS[name].title)
+            model = train(
+                name,
+                settings,
+                digits.train_images,
+                on_step=lambda loss: progress.update(bar, advance=1, loss=loss),
+            )
+            yield _measure(name, model, settings, digits)
+
+
+@torch.no_grad()
+def _measure(
+    name: str, model: TrainedModel, settings: DemoSettings, digits: DigitsSplit
+) -> DemoResult:
+    train_features = model.encoder(digits.train_images)
+    features = model.encoder(digits.test_images)
+    labelled = (train_features, digits.train_labels, features, digits.test_labels)
+    embedding = model.head(features)
+    spectrum = singular_values(features, center=True)
+    last_convolution = weight_matrix(model.encoder.last_convolution())
+    return DemoResult(
+        method=name,
+        title=METHODS[name].title,
+        knn=knn_accuracy(*labelled),
+        linear=linear_accuracy(*labelled),
+        rankme=float(rankme(features)),
+        effective_rank=float(effective_rank(spectrum)),
+        collapsed=int(collapsed_dimensions(spectrum, settings.collapse_rtol)),
+        mlid=float(geometric_mean(lid_mom(features, k=settings.ldreg_k))),
+        embedding_rankme=float(rankme(embedding)),
+        embedding_width=embedding.shape[1],
+        spectrum=spectrum.tolist(),
+        weight_eigenvalues=normalized_eigenvalues(last_convolution).tolist(),
+        losses=model.losses,
+    )
+
+
+def _versions() -> dict[str, str]:
+    def installed(package: str) -> str:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            return "not installed"
+
+    packages = ("torch", "torchvision", "lightly", "scikit-learn", "numpy")
+    return {
+        "lightly-collapse": __version__,
+        "python": platform.python_version(),
+        **{package: installed(package) for package in packages},
+        "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
+    }
+
+
+def _table(results: Sequence[DemoResult], settings: DemoSettings) -> Table:
+    table = Table(
+        title=f"Representation of held-out digits, {WIDTH} dimensions",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+        caption=f"accuracies in %; collapsed: singular value below {settings.collapse_rtol} of the "
+        f"largest; mLID with {settings.ldreg_k} neighbours",
+    )
+    table.add_column("method", no_wrap=True)
+    for heading in (
+        "kNN",
+        "linear",
+        "RankMe",
+        "eff.\nrank",
+        "col-\nlapsed",
+        "mLID",
+        "emb.\nRankMe",
+    ):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for r in results:
+        table.add_row(
+            r.title,
+            f"{100 * r.knn:.1f}",
+            f"{100 * r.linear:.1f}",
+            f"{r.rankme:.1f}",
+            f"{r.effective_rank:.1f}",
+            f"{r.collapsed}",
+            f"{r.mlid:.2f}",
+            f"{r.embedding_rankme:.1f}/{r.embedding_width}",
+        )
+    return table

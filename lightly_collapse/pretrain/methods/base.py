@@ -1,0 +1,298 @@
+"""What all pretraining methods have in common."""
+
+import math
+import os
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from lightly.utils.benchmarking import OnlineLinearClassifier
+from lightly.utils.scheduler import cosine_schedule, cosine_warmup_schedule
+from pytorch_lightning import LightningModule
+from torch import Tensor, nn
+
+from lightly_collapse.io.backbones import BackboneSettings, create_backbone
+from lightly_collapse.loss import LDRegularizer, OrthogonalityRegularizer
+from lightly_collapse.pretrain.data.augment import ViewSettings
+from lightly_collapse.pretrain.evaluation import HeldOut
+from lightly_collapse.pretrain.settings import LDReg, OptimizerSettings, Orthogonality
+
+_BACKBONE, _OPTIMIZER, _VIEWS = BackboneSettings(), OptimizerSettings(), ViewSettings()
+
+
+class DivergedError(ValueError):
+    """The loss or the weights are no longer finite."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a method makes of one batch.
+
+    Attributes:
+        loss: its objective, a scalar.
+        features: the (n, d) representations of the views that LDReg acts on.
+        reference: further (m, d) points for LDReg, such as a momentum encoder's representations.
+    """
+
+    loss: Tensor
+    features: tuple[Tensor, ...]
+    reference: Tensor | None = None
+
+
+class Method(LightningModule):
+    """One self-supervised method: a backbone, heads and an objective.
+
+    A method defines `step`, and `trainable_modules` where more than the backbone and `self.head` is
+    trained; the rest is here: regularizers, optimizer, online evaluation, and the checks before and
+    during training.
+
+    Args:
+        backbone: the encoder.
+        optimizer: the optimizer and its schedule.
+        views: how views are drawn.
+        orthogonality: orthogonality regularization of the backbone; None for none.
+        ldreg: local dimensionality regularization; None for none.
+        channels_last: lay images and convolutions out with their channels last, which most
+            hardware runs faster.
+
+    Raises:
+        ValueError: if a setting is out of range, naming it.
+    """
+
+    global_views = 2
+
+    def __init__(
+        self,
+        backbone: BackboneSettings = _BACKBONE,
+        optimizer: OptimizerSettings = _OPTIMIZER,
+        views: ViewSettings = _VIEWS,
+        orthogonality: Orthogonality | None = None,
+        ldreg: LDReg | None = None,
+        channels_last: bool = False,
+    ) -> None:
+        super().__init__()
+        self.backbone_settings = backbone
+        self.optimizer = optimizer
+        self.views = views
+        self.channels_last = channels_last
+        self.backbone = create_backbone(backbone)
+        self.feature_dim: int = self.backbone.feature_dim  # type: ignore[assignment]
+        self.head: nn.Module = nn.Identity()
+        self.probe: OnlineLinearClassifier | None = None
+        self.orthogonality = (
+            OrthogonalityRegularizer(
+                self.backbone,
+                orthogonality.kind,
+                orthogonality.weight,
+                orthogonality.include,
+                orthogonality.exclude,
+            )
+            if orthogonality is not None
+            else None
+        )
+        self.ldreg = (
+            LDRegularizer(
+                ldreg.weight, ldreg.k, ldreg.norm, ldreg.estimator, gather_distributed=True
+            )
+            if ldreg is not None
+            else None
+        )
+        self._ldreg_from = ldreg.from_epoch if ldreg is not None else 0
+        self._held_out = HeldOut()
+
+    @abstractmethod
+    def step(self, views: Sequence[Tensor]) -> Step:
+        """The objective of one batch.
+
+        Args:
+            views: (n, 3, height, width) images, a tensor a view.
+
+        Returns:
+            The loss with the representations it came from.
+        """
+
+    def trainable_modules(self) -> list[nn.Module]:
+        """The modules that the optimizer trains."""
+        return [self.backbone, self.head]
+
+    @property
+    def name(self) -> str:
+        """The method's name on the command line."""
+        return type(self).__name__
+
+    def encode(self, images: Tensor, backbone: nn.Module | None = None) -> Tensor:
+        """The representation of images.
+
+        Args:
+            images: (n, 3, height, width).
+            backbone: another encoder than the trained one, such as its momentum copy.
+
+        Returns:
+            (n, feature_dim).
+
+        Raises:
+            DivergedError: if it holds NaN or inf.
+        """
+        if self.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        features: Tensor = (backbone or self.backbone)(images)
+        if not features.isfinite().all():
+            raise self._diverged("the representation holds NaN or inf")
+        return features
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The representation of images, (n, feature_dim)."""
+        return self.encode(images)
+
+    def embed(self, features: Tensor) -> Tensor:
+        """What the loss acts on, from representations (n, feature_dim)."""
+        embedding: Tensor = self.head(features)
+        return embedding
+
+    def momentum(self, start: float) -> float:
+        """The momentum of a momentum encoder at this step, on a cosine from `start` to 1."""
+        steps = max(1, int(self.trainer.estimated_stepping_batches))
+        return float(cosine_schedule(self.global_step, steps, start, 1.0))
+
+    def training_step(self, batch: tuple[Sequence[Tensor], Tensor], batch_idx: int) -> Tensor:
+        """The loss of one batch, with regularizers and the online probe's."""
+        views, labels = batch
+        step = self.step(views)
+        loss = step.loss
+        if not loss.isfinite():
+            raise self._diverged(f"the loss is {loss.item()}")
+        if self.orthogonality is not None:
+            penalty = self.orthogonality()
+            self.log("orthogonality", penalty)
+            loss = loss + penalty
+        if self.ldreg is not None and self.current_epoch >= self._ldreg_from:
+            penalty = self.ldreg(*step.features, reference=step.reference)
+            self.log("ldreg", penalty)
+            loss = loss + penalty
+        if not loss.isfinite():
+            raise self._diverged(f"the regularized loss is {loss.item()}")
+        self.log("loss", loss, prog_bar=True)
+        if self.probe is None:
+            return loss
+        probe_loss, scores = self.probe.training_step(
+            (step.features[0].detach(), labels), batch_idx
+        )
+        self.log_dict(scores)
+        total: Tensor = loss + probe_loss
+        return total
+
+    def validation_step(
+        self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Collect representations: of training images (loader 0) and held-out ones (loader 1)."""
+        images, labels = batch
+        self._held_out.add(dataloader_idx, self.encode(images), labels)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log kNN and online linear accuracy and RankMe of the held-out representations."""
+        if self.trainer.sanity_checking:
+            self._held_out.clear()
+            return
+        for name, value in self._held_out.scores(self.probe).items():
+            self.log(name, value, prog_bar=True)
+
+    def setup(self, stage: str) -> None:
+        """Make the online probe and check the settings against the data, before any training."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        if data.num_classes > 1 and self.probe is None:
+            self.probe = OnlineLinearClassifier(
+                self.feature_dim, data.num_classes, topk=(1, min(5, data.num_classes))
+            )
+        if stage != "fit":
+            return
+        if self.channels_last:
+            self.to(memory_format=torch.channels_last)
+        processes = self.trainer.world_size
+        if data.train_count < data.batch_size * processes:
+            raise ValueError(
+                f"data.batch_size times {processes} processes must be at most the number of "
+                f"training images, {data.train_count}, got {data.batch_size}"
+            )
+        rows = self._ldreg_rows(data.batch_size) * processes
+        if self.ldreg is not None and self.ldreg.k >= rows:
+            raise ValueError(
+                f"ldreg.k must be below the {rows} rows that a step of batch_size "
+                f"{data.batch_size} stacks, got {self.ldreg.k}; take a larger batch or a smaller k"
+            )
+        steps = self.trainer.estimated_stepping_batches
+        if not math.isfinite(steps):
+            raise ValueError("trainer.max_epochs or max_steps must be given, got neither")
+        if self._warmup_steps() >= max(1, steps):
+            raise ValueError(
+                f"optimizer.warmup_epochs must end before training does, after {steps} steps, "
+                f"got {self.optimizer.warmup_epochs}, which are {self._warmup_steps()} steps"
+            )
+
+    def _warmup_steps(self) -> int:
+        trainer = self.trainer
+        epoch = trainer.num_training_batches / trainer.accumulate_grad_batches
+        return round(self.optimizer.warmup_epochs * epoch)
+
+    def _ldreg_rows(self, batch_size: int) -> int:
+        return self.global_views * batch_size
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer, and its schedule by step."""
+        trainer = self.trainer
+        steps = int(trainer.estimated_stepping_batches)
+        warmup = self._warmup_steps()
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        batch = data.batch_size * trainer.world_size * trainer.accumulate_grad_batches
+        optimizer = self.optimizer.build(self.trainable_modules(), self.probe, batch)
+        # Not Lightly's CosineWarmupScheduler: that one restores its length from a checkpoint, and a
+        # run resumed with more epochs would train them with the learning rate of the end.
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer,
+            # A plain number: older versions of Lightly give numpy's, which no checkpoint may hold.
+            lambda step: float(
+                cosine_warmup_schedule(
+                    min(step, steps), steps, 1.0, self.optimizer.min_lr_factor, warmup, 0.0
+                )
+            ),
+        )
+        return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+
+    def on_train_epoch_end(self) -> None:
+        """Refuse to go on to the checkpoint with weights that are no longer finite."""
+        for name, value in self.state_dict().items():
+            if value.is_floating_point() and not value.isfinite().all():
+                raise self._diverged(f"{name} holds NaN or inf")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Write down which method and backbone the weights are of, and what the state leaves out.
+
+        Some buffers are not part of a module's state, MoCo's queue and SRIP's tracked vectors among
+        them, but decide how training goes on.
+        """
+        state = self.state_dict()
+        checkpoint["buffers"] = {
+            name: value for name, value in self.named_buffers() if name not in state
+        }
+        checkpoint["pretrain"] = {
+            "method": self.name,
+            "backbone": asdict(self.backbone_settings),
+            "feature_dim": self.feature_dim,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up the buffers that are not part of the state."""
+        for name, value in checkpoint["buffers"].items():
+            path, _, attribute = name.rpartition(".")
+            module = self.get_submodule(path)
+            setattr(module, attribute, value.to(module.get_buffer(attribute).device))
+
+    def _diverged(self, what: str) -> DivergedError:
+        callback = self.trainer.checkpoint_callback
+        path = getattr(callback, "best_model_path", "")
+        last = path if path and os.path.exists(path) else "none was written yet"
+        return DivergedError(
+            f"{self.name}: {what} at step {self.global_step} of epoch {self.current_epoch}; "
+            f"last good checkpoint: {last}"
+        )

@@ -1,0 +1,37 @@
+"""Self-contained HTML pages from the package's templates."""
+
+from functools import cache
+from typing import Any
+
+import jinja2
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("lightly_collapse.report.pages"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def render(template: str, **context: Any) -> str:
+    """Fill a template of `lightly_collapse/report/pages/templates`.
+
+    Args:
+        template: its file name.
+        context: its variables; text is escaped, figures of `to_svg` are put in as they are.
+
+    Returns:
+        The page.
+
+    Raises:
+        jinja2.UndefinedError: if the template uses a variable that is not given.
+
+    Examples:
+        >>> render("base.html", title="A page").splitlines()[0]
+        '<!doctype html>'
+    """
+    return _environment().get_template(template).render(**context)

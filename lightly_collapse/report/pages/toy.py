@@ -1,0 +1,156 @@
+"""Figures of the small experiments, in the manner of the papers'."""
+
+from collections.abc import Sequence
+
+import torch
+from matplotlib.figure import Figure
+
+from lightly_collapse.report.pages.figures import COLORS, figure, panels
+from lightly_collapse.theory import LinearDynamics, QuarticLandscape
+from lightly_collapse.theory.against_training import Comparison
+from lightly_collapse.theory.questions import Answer
+
+
+def spectra_figure(
+    run: LinearDynamics, levels: Sequence[float] = (), closed_form: bool = False
+) -> Figure:
+    """Embedding spectrum of the first seed over training."""
+    shades = _shades(run.spectrum.shape[2])
+    with figure() as (fig, axes):
+        steps = run.steps.numpy()
+        for k, shade in enumerate(shades):
+            axes.plot(steps, run.spectrum[:, 0, k].clamp(min=1e-14), color=shade, linewidth=1.2)
+            if closed_form:
+                axes.plot(
+                    steps, run.closed_form[:, 0, k] ** 4, color=shade, linewidth=1, linestyle="--"
+                )
+        for level in levels:
+            axes.axhline(level, linestyle="--", color=COLORS[0], linewidth=1)
+        axes.set_yscale("log")
+        axes.set_xlabel("SGD steps")
+        axes.set_ylabel("eigenvalue of the embedding covariance")
+        axes.margins(x=0.01)
+    return fig
+
+
+def layers_figure(run: LinearDynamics, until: float) -> Figure:
+    """Singular values of the layer, and the closed form, until a time of gradient flow."""
+    early = run.time <= until
+    shades = _shades(run.closed_form.shape[2])
+    with figure() as (fig, axes):
+        for k, shade in enumerate(shades):
+            axes.plot(run.time[early], run.singular_values[0][early, 0, k], color=shade)
+            axes.plot(
+                run.time[early], run.closed_form[early, 0, k], color=shade, linestyle="--",
+                linewidth=1,
+            )  # fmt: skip
+        axes.set_yscale("log")
+        axes.set_ylim(1e-3, 10)
+        axes.set_xlabel("time t of gradient flow: steps × learning rate")
+        axes.set_ylabel("singular value of the layer")
+        axes.margins(x=0.01)
+    return fig
+
+
+def alignment_figure(run: LinearDynamics) -> Figure:
+    """|V2^T U1| of the first seed at the end."""
+    if run.alignment is None:
+        raise ValueError("run must have two layers to be aligned, got one")
+    with figure(5.4, 4.4) as (fig, axes):
+        image = axes.imshow(run.alignment[0].numpy(), cmap="viridis", vmin=0, vmax=1)
+        axes.grid(visible=False)
+        axes.set_xlabel("left singular vector of the first layer")
+        axes.set_ylabel("right singular vector of the second layer")
+        fig.colorbar(image, ax=axes, label="|cosine|")
+    return fig
+
+
+def landscape_figure() -> Figure:
+    """Sections of three landscapes of one embedding dimension over two input dimensions."""
+    clean, calm = torch.diag(torch.tensor([1.0, 0.7])), torch.diag(torch.tensor([0.1, 0.1]))
+    strong = torch.diag(torch.tensor([0.1, 1.5]))
+    cases = {
+        "signal in both": QuarticLandscape.from_covariances(clean, calm),
+        "second randomised": QuarticLandscape.from_covariances(clean, strong, invariance=1.0),
+        "weight decay 1.2": QuarticLandscape.from_covariances(clean, calm, weight_decay=1.2),
+    }
+    axis = torch.linspace(-1.2, 1.2, 121)
+    with panels(1, 3, height=2.9) as (fig, axes):
+        for ax, (title, landscape) in zip(axes, cases.items(), strict=True):
+            losses = torch.stack(
+                [torch.stack([landscape.loss(torch.stack([x, y])[None]) for x in axis])
+                 for y in axis]
+            )  # fmt: skip
+            levels = torch.linspace(float(losses.min()), 0.3, 16).tolist()
+            ax.contourf(axis, axis, losses, levels=levels, cmap="Blues_r")
+            minimum = landscape.global_minimum(1)[0]
+            for sign in (1, -1):
+                ax.plot(*(sign * minimum).tolist(), "o", color="white", markersize=6,
+                        markeredgecolor="black")  # fmt: skip
+            if landscape.rank(2) == 2:
+                saddle = landscape.stationary_point([1], 1)[0]
+                for sign in (1, -1):
+                    ax.plot(*(sign * saddle).tolist(), "x", color=COLORS[3], markersize=7)
+            ax.set_aspect("equal")
+            ax.grid(visible=False)
+            ax.set_title(title)
+            ax.set_xlabel("weight of the first")
+        axes[0].set_ylabel("weight of the second")
+    return fig
+
+
+def answer_figure(answer: Answer) -> Figure:
+    """Predicted lines and trained points of one of the four questions."""
+    with figure(height=3.4) as (fig, axes):
+        for number, (label, (x, y)) in enumerate(answer.lines.items()):
+            axes.plot(x, y, label=label, color=COLORS[1 + number])
+        for number, (label, (x, y)) in enumerate(answer.points.items()):
+            axes.plot(x, y, "o", label=label, color=COLORS[3 + number])
+        if answer.log_x:
+            axes.set_xscale("log")
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel(answer.xlabel)
+        axes.set_ylabel(answer.ylabel)
+        axes.legend()
+    return fig
+
+
+def comparison_figure(found: Sequence[Comparison]) -> Figure:
+    """Predicted and trained spectra at up to four strengths of noise."""
+    stride = max(1, len(found) // 4)
+    chosen = found[1::stride][:4] if len(found) > 1 else found
+    rows = -(-len(chosen) // 2)
+    with panels(rows, min(2, len(chosen)), height=2.9 * rows) as (fig, axes):
+        for ax, c in zip(axes, chosen, strict=False):
+            index = range(1, len(c.predicted) + 1)
+            for values, style, color, label in (
+                (c.predicted, "-", COLORS[1], "landscape"),
+                (c.spectral, ".", COLORS[1], "spectral loss, trained"),
+                (c.finite_time, "-", COLORS[3], "linear dynamics"),
+                (c.infonce, ".", COLORS[3], "InfoNCE, trained"),
+            ):
+                if values is not None:
+                    relative = (values / values[0]).clamp(min=1e-12)
+                    ax.plot(index, relative, style, color=color, label=label, markersize=4)
+            ax.set_yscale("log")
+            ax.set_ylim(1e-8, 2)
+            ax.set_title(f"noise {c.noise:g}")
+        for ax in axes[:: min(2, len(chosen))]:
+            ax.set_ylabel("eigenvalue / largest")
+        for ax in axes[-min(2, len(chosen)) :]:
+            ax.set_xlabel("index, largest first")
+        axes[0].legend(fontsize=8)
+    return fig
+
+
+def _shades(count: int) -> list[tuple[float, float, float]]:
+    """Blue to orange, the largest first; both ends show on white and on black."""
+    first, last = (0.18, 0.49, 0.85), (0.85, 0.51, 0.17)
+    return [
+        (
+            first[0] + (last[0] - first[0]) * k / max(1, count - 1),
+            first[1] + (last[1] - first[1]) * k / max(1, count - 1),
+            first[2] + (last[2] - first[2]) * k / max(1, count - 1),
+        )
+        for k in range(count)
+    ]

@@ -1,0 +1,258 @@
+"""What `measure` found: as data, as a table, as figures, as a page."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from lightly_collapse.io.files import atomic_write
+from lightly_collapse.report.pages.glossary import GLOSSARY
+from lightly_collapse.report.pages.plots import log_lines
+
+_Path = str | os.PathLike[str]
+_FORMAT = "lightly-collapse report 1"
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """The features of one layer.
+
+    Attributes:
+        name: of the layer; `output` is what the model returns.
+        dimensions: width of the features.
+        scalars: value by name, those of `lightly_collapse.metrics.Reading`; None where it could not
+            be computed.
+        problems: why a value is None, by name.
+        spectrum: singular values of the centred features, in descending order.
+        lid: local intrinsic dimensionality of every sampled row.
+    """
+
+    name: str
+    dimensions: int
+    scalars: dict[str, float | None]
+    problems: dict[str, str]
+    spectrum: list[float]
+    lid: list[float]
+
+    @property
+    def normalized_eigenvalues(self) -> list[float]:
+        """Eigenvalues of the covariance divided by the largest, in descending order."""
+        return [(s / self.spectrum[0]) ** 2 for s in self.spectrum]
+
+
+@dataclass(frozen=True)
+class WeightRecord:
+    """The weight of one layer: the fields of `lightly_collapse.metrics.WeightSpectrum`.
+
+    Attributes:
+        name: of the parameter.
+        shape: filters and fan-in.
+        normalized_eigenvalues: of W^T W, in descending order.
+        orthogonality_residual: squared distance from orthonormal filters.
+        stable_rank: None for a zero weight.
+        condition_number: None for a zero or singular weight.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    normalized_eigenvalues: list[float]
+    orthogonality_residual: float
+    stable_rank: float | None
+    condition_number: float | None
+
+
+@dataclass(frozen=True)
+class CollapseReport:
+    """What was measured of one model; made by `measure` or read by `load`.
+
+    Attributes:
+        name: what the model is called in tables and figures.
+        layers: the measured layers, the model's output first.
+        weights: the weights of the model.
+        settings: how it was measured, such as `collapse_rtol`.
+        source: what was measured: model, checkpoint, data, as far as known.
+        notes: what a reader must know, such as images that could not be read.
+    """
+
+    name: str
+    layers: list[LayerRecord]
+    weights: list[WeightRecord]
+    settings: dict[str, Any]
+    source: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def output(self) -> LayerRecord:
+        """The layer that is read as the representation: the first."""
+        return self.layers[0]
+
+    def save(self, path: _Path) -> None:
+        """Write the report as JSON, whole or not at all.
+
+        Args:
+            path: the file.
+
+        Raises:
+            OSError: if it cannot be written.
+        """
+        record = {"format": _FORMAT, **asdict(self)}
+        atomic_write(path, json.dumps(record, indent=1, allow_nan=False).encode())
+
+    @classmethod
+    def load(cls, path: _Path) -> "CollapseReport":
+        """Read what `save` wrote.
+
+        Args:
+            path: the file.
+
+        Returns:
+            The report.
+
+        Raises:
+            ValueError: if the file is no report.
+            OSError: if it cannot be read.
+        """
+        text = Path(path).read_bytes()
+        try:
+            record = json.loads(text)
+            if not isinstance(record, dict) or record.pop("format", None) != _FORMAT:
+                raise ValueError("its format is another")
+            layers = [LayerRecord(**layer) for layer in record.pop("layers")]
+            weights = [
+                WeightRecord(**{**weight, "shape": tuple(weight["shape"])})
+                for weight in record.pop("weights")
+            ]
+            if not layers:
+                raise ValueError("it has no layer")
+            return cls(layers=layers, weights=weights, **record)
+        except (ValueError, KeyError, TypeError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(
+                f"{path} must be a report written by `lightly-collapse measure`: {reason}"
+            ) from error
+
+    def verdict(self) -> list[str]:
+        """What the numbers say about the representation, in plain sentences."""
+        out = self.output
+        rtol = self.settings["collapse_rtol"]
+        width, rows = out.dimensions, int(out.scalars["rows"] or 0)
+        sentences = []
+        collapsed, rank = out.scalars["collapsed_dimensions"], out.scalars["effective_rank"]
+        if collapsed is None or rank is None:
+            reason = next(iter(out.problems.values()), "")
+            return [f"The {out.name} could not be measured: {reason}."]
+        if rows <= width:
+            sentences.append(
+                f"Only {rows} rows were measured for {width} dimensions, so at most {rows - 1} "
+                "directions could show at all: measure more images before trusting these numbers."
+            )
+        carry = "dimension carries" if collapsed == 1 else "dimensions carry"
+        sentences.append(
+            f"{collapsed:.0f} of {width} {carry} less than {rtol:g} of the largest singular value."
+            if collapsed
+            else f"No dimension of the {width} is below {rtol:g} of the largest singular value."
+        )
+        share = rank / min(width, max(rows - 1, 1))
+        sentences.append(
+            f"Its effective rank is {rank:.1f}, as if that many dimensions were in use, all alike: "
+            f"{100 * share:.0f} % of those available."
+        )
+        sentences += self._weight_verdict()
+        if int(out.scalars["dropped"] or 0):
+            sentences.append(
+                f"{out.scalars['dropped']:.0f} rows held NaN or inf and were left out."
+            )
+        return sentences
+
+    def _weight_verdict(self) -> list[str]:
+        rtol = self.settings["collapse_rtol"]
+        shares = {
+            w.name: sum(e < rtol**2 for e in w.normalized_eigenvalues)
+            / len(w.normalized_eigenvalues)
+            for w in self.weights
+        }
+        worst = max(shares, key=lambda name: shares[name], default=None)
+        if worst is None or not shares[worst]:
+            return []
+        count = sum(share > 0 for share in shares.values())
+        have = "weight has" if count == 1 else "weights have"
+        return [
+            f"{count} of {len(shares)} {have} singular values below {rtol:g} of the largest; most "
+            f"in {worst} ({100 * shares[worst]:.0f} %)."
+        ]
+
+    def table(self) -> str:
+        """The scalars of every layer as lines of text."""
+        names = [name for name in GLOSSARY if any(name in r.scalars for r in self.layers)]
+        head = ["layer", "dimensions", "rows", *(GLOSSARY[n].title for n in names)]
+        lines = [
+            [
+                layer.name,
+                str(layer.dimensions),
+                format_value(layer.scalars.get("rows")),
+                *(format_value(layer.scalars.get(n)) for n in names),
+            ]
+            for layer in self.layers
+        ]
+        # One line a number, one column a layer: names of layers are shorter than those of numbers.
+        columns = [head, *lines]
+        widths = [max(len(cell) for cell in column) for column in columns]
+        return "\n".join(
+            "  ".join(
+                cell.ljust(width) if i == 0 else cell.rjust(width)
+                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ).rstrip()
+            for row in zip(*columns, strict=True)
+        )
+
+    def plot(self) -> Figure:
+        """The centred spectrum of every layer, divided by its largest singular value."""
+        return log_lines(
+            {
+                f"{r.name} ({r.dimensions})": [s / r.spectrum[0] for s in r.spectrum]
+                for r in self.layers
+                if r.spectrum
+            },
+            "singular value / largest",
+            self.settings["collapse_rtol"],
+            title=self.name,
+        )
+
+    def to_html(self, path: _Path) -> None:
+        """Write a self-contained page.
+
+        Args:
+            path: the file.
+
+        Raises:
+            OSError: if it cannot be written.
+        """
+        from lightly_collapse.report.pages.measure import measure_page  # noqa: PLC0415
+
+        atomic_write(path, measure_page(self).encode())
+
+
+def format_value(value: float | None) -> str:
+    """A number as tables show it: about four digits, counts whole, a dash where there is none."""
+    if value is None:
+        return "–"
+    if float(value).is_integer() and abs(value) < 1e7:
+        return f"{value:.0f}"
+    if abs(value) >= 1e5 or abs(value) < 1e-2:
+        return f"{value:.2e}"
+    return f"{value:.{max(0, 3 - math.floor(math.log10(abs(value))) - 1)}f}"
+
+
+def finite(values: Mapping[str, float]) -> dict[str, float | None]:
+    """Values by name rounded to six digits, None for nan and infinity, which JSON does not have."""
+    return {n: rounded(v) if math.isfinite(v) else None for n, v in values.items()}
+
+
+def rounded(value: float) -> float:
+    """Six digits: what float32 can tell."""
+    return float(f"{value:.6g}")

@@ -1,0 +1,204 @@
+"""What is common to all methods, and what each must keep apart."""
+
+import pytest
+import torch
+
+from lightly_collapse.io.backbones import BackboneSettings
+from lightly_collapse.loss import LDRegularizer
+from lightly_collapse.pretrain.data.augment import ViewSettings
+from lightly_collapse.pretrain.methods import (
+    BYOL,
+    DINO,
+    MAE,
+    BarlowTwins,
+    DirectCLR,
+    MoCo,
+    SimCLR,
+    SimSiam,
+    SwAV,
+    VICReg,
+)
+from lightly_collapse.pretrain.settings import LDReg, OptimizerSettings, Orthogonality
+
+RESNET = BackboneSettings("resnet18", stem="cifar", width=4)
+MAKE = {
+    "SimCLR": lambda: SimCLR(backbone=RESNET),
+    "DirectCLR": lambda: DirectCLR(loss_dim=8, backbone=RESNET),
+    "MoCo": lambda: MoCo(queue_size=32, backbone=RESNET),
+    "BYOL": lambda: BYOL(hidden_dim=16, output_dim=8, backbone=RESNET),
+    "SimSiam": lambda: SimSiam(hidden_dim=16, prediction_dim=8, output_dim=16, backbone=RESNET),
+    "BarlowTwins": lambda: BarlowTwins(hidden_dim=16, output_dim=16, backbone=RESNET),
+    "VICReg": lambda: VICReg(hidden_dim=16, output_dim=16, backbone=RESNET),
+    "SwAV": lambda: SwAV(hidden_dim=16, output_dim=8, prototypes=12, backbone=RESNET),
+    "DINO": lambda: DINO(hidden_dim=16, bottleneck_dim=8, output_dim=24, backbone=RESNET),
+    "MAE": lambda: MAE(
+        decoder_layers=1,
+        decoder_heads=2,
+        decoder_dim=16,
+        backbone=BackboneSettings("vit_tiny", image_size=16, patch_size=4),
+    ),
+}
+
+
+@pytest.fixture(params=list(MAKE))
+def method(request, monkeypatch):
+    torch.manual_seed(0)
+    method = MAKE[request.param]()
+    monkeypatch.setattr(method, "momentum", lambda start: start)
+    monkeypatch.setattr(type(method), "current_epoch", 5)
+    return method
+
+
+def views(method, n=8):
+    return [torch.rand(n, 3, 16, 16) for _ in range(method.global_views)]
+
+
+def test_what_the_optimizer_trains_is_what_gets_a_gradient(method):
+    step = method.step(views(method))
+    assert step.loss.shape == ()
+    step.loss.backward()
+    optimizer = OptimizerSettings(weight_decay=0.1).build(method.trainable_modules(), None, 256)
+    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    moved = {id(p) for p in method.parameters() if p.grad is not None}
+    # DINO's frozen scale apart, every parameter that asks for a gradient is trained and gets one.
+    asking = {id(p) for p in method.parameters() if p.requires_grad}
+    assert moved == trained == asking
+
+
+def test_weights_are_decayed_and_biases_and_norms_are_not(method):
+    optimizer = OptimizerSettings(weight_decay=0.1).build(method.trainable_modules(), None, 256)
+    decayed, undecayed = (set(map(id, g["params"])) for g in optimizer.param_groups)
+    names = {id(p): name for name, p in method.named_parameters()}
+    assert names_of(decayed, names)
+    assert not [name for name in names_of(decayed, names) if name.endswith("bias")]
+    assert not decayed & undecayed
+    assert [g["weight_decay"] for g in optimizer.param_groups] == [0.1, 0.0]
+
+
+def names_of(identities, names):
+    return [names[i] for i in identities]
+
+
+def test_features_are_what_the_backbone_gives_ldreg_can_act_on(method):
+    step = method.step(views(method))
+    for features in step.features:
+        assert features.shape == (8, method.feature_dim)
+        assert features.requires_grad
+    penalty = LDRegularizer(1.0, k=4)(*step.features, reference=step.reference)
+    penalty.backward()
+    grads = [p.grad for p in method.backbone.parameters() if p.grad is not None]
+    assert any(bool(g.any()) for g in grads)
+
+
+def test_embedding_and_representation(method):
+    method.eval()
+    r = method(torch.rand(3, 3, 16, 16))
+    assert r.shape == (3, method.feature_dim)
+    assert method.embed(r).shape[0] == 3
+
+
+def test_byol_gives_ldreg_the_momentum_encoders_features(monkeypatch):
+    method = MAKE["BYOL"]()
+    monkeypatch.setattr(method, "momentum", lambda start: start)
+    step = method.step(views(method))
+    assert step.reference.shape == (16, method.feature_dim)
+    assert not step.reference.requires_grad
+
+
+@pytest.mark.parametrize("name", ["BYOL", "MoCo", "DINO"])
+def test_momentum_encoders_follow_at_their_pace(name, monkeypatch):
+    method = MAKE[name]()
+    monkeypatch.setattr(method, "momentum", lambda _: 0.75)
+    monkeypatch.setattr(type(method), "current_epoch", 5)
+    slow = method.teacher_backbone if name == "DINO" else method.momentum_backbone
+    fast, before = method.backbone.conv1.weight, slow.conv1.weight.clone()
+    with torch.no_grad():
+        fast.add_(1.0)
+    method.step(views(method))
+    torch.testing.assert_close(slow.conv1.weight, 0.75 * before + 0.25 * fast.detach())
+
+
+def test_the_moco_queue_is_in_the_checkpoint(monkeypatch):
+    method, other = MAKE["MoCo"](), MAKE["MoCo"]()
+    monkeypatch.setattr(method, "momentum", lambda start: start)
+    method.step(views(method))
+    checkpoint = {}
+    method.on_save_checkpoint(checkpoint)
+    other.on_load_checkpoint(checkpoint)
+    assert torch.equal(other.criterion.memory_bank.bank, method.criterion.memory_bank.bank)
+    assert int(other.criterion.memory_bank.bank_ptr) == 8
+
+
+def test_mae_paints_the_hidden_patches_of_a_constant_image():
+    method = MAE(
+        normalize_patches=False,
+        decoder_layers=1,
+        decoder_heads=2,
+        decoder_dim=16,
+        backbone=BackboneSettings("vit_tiny", image_size=16, patch_size=4),
+    )
+    torch.nn.init.zeros_(method.decoder.prediction_head.weight)
+    torch.nn.init.constant_(method.decoder.prediction_head.bias, 0.25)
+    loss = method.step([torch.full((2, 3, 16, 16), 0.75)]).loss
+    assert float(loss) == pytest.approx(0.25)  # (0.75 - 0.25)^2
+
+
+@pytest.mark.parametrize(
+    ("projector", "width"),
+    [
+        ("mlp", 32),
+        ("none", 32),
+        ("linear", 32),
+        ("orthogonal", 32),
+        ("diagonal", 32),
+        ("low_rank", 5),
+        ("low_rank_diagonal", 5),
+    ],
+)
+def test_projector_kinds(projector, width):
+    method = SimCLR(projector=projector, backbone=RESNET)
+    assert method.embed(torch.rand(4, 32)).shape == (4, width)
+
+
+def test_swav_and_dino_take_small_views(monkeypatch):
+    for name in ("SwAV", "DINO"):
+        method = MAKE[name]()
+        monkeypatch.setattr(method, "momentum", lambda start: start)
+        monkeypatch.setattr(type(method), "current_epoch", 5)
+        more = [*views(method), torch.rand(8, 3, 8, 8)]
+        torch.manual_seed(1)
+        with_small = method.step(more).loss
+        torch.manual_seed(1)
+        assert method.step(more[:2]).loss != with_small
+
+
+def test_regularizers_and_their_settings_reach_the_modules():
+    method = SimCLR(
+        backbone=RESNET,
+        orthogonality=Orthogonality("srip", 0.5, include=["layer4"]),
+        ldreg=LDReg(0.2, k=8, norm="l2"),
+        views=ViewSettings(jitter=0.5),
+    )
+    assert (method.orthogonality.kind, method.orthogonality.weight) == ("srip", 0.5)
+    assert all("layer4" in name for name in method.orthogonality.residuals())
+    assert (method.ldreg.weight, method.ldreg.k, method.ldreg.norm) == (0.2, 8, "l2")
+
+
+@pytest.mark.parametrize(
+    ("settings", "batch", "rate"),
+    [
+        ({"scaling": "none"}, 1024, 0.1),
+        ({"scaling": "linear"}, 1024, 0.4),
+        ({"scaling": "sqrt"}, 1024, 3.2),
+    ],
+)
+def test_learning_rate_scaling(settings, batch, rate):
+    optimizer = OptimizerSettings(learning_rate=0.1, **settings)
+    assert optimizer.scaled_learning_rate(batch) == pytest.approx(rate)
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "momentum", "weight_decay"])
+def test_optimizer_settings_out_of_range_are_refused(name):
+    for value in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=f"optimizer.{name}"):
+            OptimizerSettings(**{name: value})
