@@ -249,8 +249,10 @@ def alpha_req(s: Tensor) -> Tensor:
         >>> round(float(alpha_req(j.pow(-0.75))), 6)
         1.5
     """
-    s = _check_spectrum(s).sort(descending=True).values
-    s = s[s > s.numel() * torch.finfo(s.dtype).eps * s[0]]
+    # Relative to the largest the logarithms stay of the order of their differences: those of 3e38
+    # are near 89, where the rounding of float32 is 4e-6.
+    s = _relative(s).sort(descending=True).values
+    s = s[s > s.numel() * torch.finfo(s.dtype).eps]
     if s.numel() < 2:
         raise ValueError("s must hold at least two singular values that are not zero, got one")
     x = torch.arange(1, s.numel() + 1, dtype=s.dtype, device=s.device).log()
