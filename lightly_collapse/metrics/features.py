@@ -1,25 +1,33 @@
 """Hidden features: the outputs of named layers as rows of samples, channels as dimensions."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from lightly_collapse.metrics.channels import channel_axis
+
+Positions = Literal["mean", "all"]
+
 _POSITIONS = ("mean", "all")
+# Where models that return a dictionary keep their features: transformers, DINOv2, timm.
+_FEATURE_KEYS = ("last_hidden_state", "features", "x_norm_patchtokens", "hidden_state", "out")
 
 
-def feature_rows(output: Any, positions: str = "mean", channels: int | None = None) -> Tensor:
+def feature_rows(output: Any, positions: Positions = "mean", channels: int | None = None) -> Tensor:
     """A layer's output as a matrix: channels are dimensions, samples (and positions) are rows.
 
     Args:
-        output: (n, c), (n, tokens, c) or (n, c, *spatial); of a tuple or list the first entry.
+        output: (n, c), (n, tokens, c) or (n, c, *spatial). Of a tuple or list the first entry is
+            taken; of a dictionary, such as transformers' outputs, `last_hidden_state`, `features`
+            or its only tensor.
         positions: `mean` averages over the positions of a sample, one row a sample; `all` takes
             every position as a row.
-        channels: the dimension of the channels, where it is not the last of 2-D and 3-D outputs or
-            the second of larger ones: 1 for `Conv1d`, -1 for Swin transformers.
+        channels: the axis of the channels. By default the last of 2-D and 3-D outputs and the
+            second of larger ones; `FeatureHooks` finds it from the layer, see `channel_axis`.
 
     Returns:
         (rows, c), detached.
@@ -37,11 +45,7 @@ def feature_rows(output: Any, positions: str = "mean", channels: int | None = No
         torch.Size([394, 768])
     """
     check_positions(positions)
-    while isinstance(output, (tuple, list)) and output:
-        output = output[0]
-    if not isinstance(output, Tensor):
-        raise ValueError(f"output must be a tensor or begin with one, got {type(output).__name__}")
-    x = output.detach()
+    x = first_tensor(output).detach()
     if x.ndim < 2:
         raise ValueError(f"output must have a batch and a channel axis, got {tuple(x.shape)}")
     axis = channels if channels is not None else (-1 if x.ndim <= 3 else 1)
@@ -53,18 +57,56 @@ def feature_rows(output: Any, positions: str = "mean", channels: int | None = No
     return x.flatten(1, -2).float().mean(dim=1) if x.ndim > 2 else x
 
 
-class FeatureHooks:
-    """Forward hooks on named layers that hand every output on as rows, until taken off.
+def first_tensor(output: Any) -> Tensor:
+    """The features in what a module returned.
 
     Args:
-        module: the module whose layers are tapped.
+        output: a tensor; a tuple or list, of which the first entry is taken; or a dictionary, of
+            which `last_hidden_state`, `features`, or the only tensor is taken.
+
+    Returns:
+        The tensor.
+
+    Raises:
+        ValueError: if there is none, or several and none has a known name.
+
+    Examples:
+        >>> first_tensor({"last_hidden_state": torch.zeros(2, 4), "pooler_output": None}).shape
+        torch.Size([2, 4])
+    """
+    while not isinstance(output, Tensor):
+        if isinstance(output, (tuple, list)) and output:
+            output = output[0]
+            continue
+        if not isinstance(output, Mapping):
+            raise ValueError(
+                f"output must be a tensor or begin with one, got {type(output).__name__}"
+            )
+        tensors = {str(k): v for k, v in output.items() if isinstance(v, Tensor)}
+        known = [key for key in _FEATURE_KEYS if key in tensors]
+        if not known and len(tensors) != 1:
+            raise ValueError(
+                f"output must be a tensor, got {type(output).__name__} with the tensors "
+                f"{', '.join(tensors) or 'none'}; name an inner layer instead"
+            )
+        output = tensors[known[0]] if known else next(iter(tensors.values()))
+    return output
+
+
+class FeatureHooks:
+    """Forward hooks on named layers that pass every output on as rows, until removed.
+
+    Args:
+        module: the module whose layers are hooked.
         layers: names as in `named_modules()`; the empty name is the module itself.
         take: called with the layer's name and its (rows, channels) at every forward pass.
         positions: as for `feature_rows`.
-        channels: as for `feature_rows`.
+        channels: the axis of the channels for all layers, or by layer; by default it is found for
+            each by `channel_axis`.
 
     Raises:
-        ValueError: if no layer is given, one does not exist, or `positions` is unknown.
+        ValueError: if no layer is given, one does not exist, or `positions` is unknown; in a
+            forward pass if the axis of the channels cannot be found.
 
     Examples:
         >>> encoder = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AvgPool2d(6))
@@ -80,15 +122,19 @@ class FeatureHooks:
         module: nn.Module,
         layers: Sequence[str],
         take: Callable[[str, Tensor], Any],
-        positions: str = "mean",
-        channels: int | None = None,
+        positions: Positions = "mean",
+        channels: int | Mapping[str, int] | None = None,
     ) -> None:
         check_positions(positions)
         submodules = find_layers(module, layers)
 
         def hook_of(name: str) -> Callable[..., None]:
-            def hook(_: nn.Module, __: Any, output: Any) -> None:
-                take(name, feature_rows(output, positions, channels))
+            given = channels.get(name) if isinstance(channels, Mapping) else channels
+
+            def hook(layer: nn.Module, _: Any, output: Any) -> None:
+                x = first_tensor(output)
+                axis = channel_axis(layer, x.shape, module) if given is None else given
+                take(name, feature_rows(x, positions, axis))
 
             return hook
 
@@ -97,7 +143,7 @@ class FeatureHooks:
         ]
 
     def remove(self) -> None:
-        """Take the hooks off; more than once does no harm."""
+        """Remove the hooks; calling it again does nothing."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -118,8 +164,8 @@ def hidden_features(
     module: nn.Module,
     x: Any,
     layers: Sequence[str],
-    positions: str = "mean",
-    channels: int | None = None,
+    positions: Positions = "mean",
+    channels: int | Mapping[str, int] | None = None,
 ) -> dict[str, Tensor]:
     """The hidden features of named layers for one batch.
 
@@ -128,7 +174,7 @@ def hidden_features(
         x: its input.
         layers: names as in `named_modules()`.
         positions: as for `feature_rows`.
-        channels: as for `feature_rows`.
+        channels: as for `FeatureHooks`.
 
     Returns:
         (rows, channels) by layer; all its calls one below the other where it is called repeatedly.

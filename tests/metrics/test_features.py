@@ -40,7 +40,7 @@ def test_features_of_named_layers_of_all_their_calls():
     assert not features["0"].requires_grad
 
 
-def run_tapped(net, x):
+def run_hooked(net, x):
     with FeatureHooks(net, ["0", ""], lambda *_: None):
         assert net._forward_hooks
         net(x)
@@ -49,7 +49,7 @@ def run_tapped(net, x):
 def test_hooks_come_off_after_an_exception():
     net = nn.Sequential(nn.Linear(4, 4))
     with pytest.raises(RuntimeError, match="shapes"):
-        run_tapped(net, torch.zeros(2, 3))
+        run_hooked(net, torch.zeros(2, 3))
     assert not net._forward_hooks
     assert not net[0]._forward_hooks
 
@@ -72,8 +72,10 @@ def test_bad_input():
         hidden_features(net, x, [])
     with pytest.raises(ValueError, match="must be called in forward, got 'unused'"):
         hidden_features(net, x, ["unused"])
-    with pytest.raises(ValueError, match="got dict"):
-        hidden_features(net, x, [""])
+    with pytest.raises(ValueError, match="got dict with the tensors a, b"):
+        feature_rows({"a": x, "b": x})
+    with pytest.raises(ValueError, match="got int"):
+        feature_rows(3)
     with pytest.raises(ValueError, match="positions must be one of mean, all"):
         feature_rows(x, "some")
     with pytest.raises(ValueError, match="batch and a channel axis"):
