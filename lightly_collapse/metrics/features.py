@@ -1,68 +1,139 @@
 """Hidden features: the outputs of named layers as rows of samples, channels as dimensions."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from lightly_collapse.metrics.channels import channel_axis
+from lightly_collapse.metrics.channels import (
+    ChannelAxis,
+    Channels,
+    channel_axis,
+    channels_of,
+    check_channels,
+)
+from lightly_collapse.metrics.prefix_tokens import PrefixTokens, prefix_tokens
 
-Positions = Literal["mean", "all"]
+Tokens = Literal["auto", "cls", "patch", "mean", "all"]
+"""Which positions of an output become rows; see `feature_rows` and `FeatureHooks`."""
 
-_POSITIONS = ("mean", "all")
-# Where models that return a dictionary keep their features: transformers, DINOv2, timm.
-_FEATURE_KEYS = ("last_hidden_state", "features", "x_norm_patchtokens", "hidden_state", "out")
+CLS, PATCH = ".cls", ".patch"
+"""What is appended to the name of a layer whose class token and patches are told apart."""
+
+# What models call the features among their outputs (transformers, DINOv2, timm), and data sets the
+# images among their columns.
+_FEATURE_KEYS = (
+    "last_hidden_state",
+    "features",
+    "x_norm_patchtokens",
+    "hidden_state",
+    "out",
+    "pooler_output",
+    "logits",
+    "pixel_values",
+    "image",
+    "images",
+)
+_COMPILED = "_orig_mod"
 
 
-def feature_rows(output: Any, positions: Positions = "mean", channels: int | None = None) -> Tensor:
+def feature_rows(
+    output: Any,
+    tokens: Tokens = "mean",
+    channels: ChannelAxis | None = "auto",
+    *,
+    layer: nn.Module | None = None,
+    model: nn.Module | None = None,
+    prefix: PrefixTokens | None = None,
+) -> Tensor:
     """A layer's output as a matrix: channels are dimensions, samples (and positions) are rows.
 
     Args:
-        output: (n, c), (n, tokens, c) or (n, c, *spatial). Of a tuple or list the first entry is
-            taken; of a dictionary, such as transformers' outputs, `last_hidden_state`, `features`
-            or its only tensor.
-        positions: `mean` averages over the positions of a sample, one row a sample; `all` takes
-            every position as a row.
-        channels: the axis of the channels. By default the last of 2-D and 3-D outputs and the
-            second of larger ones; `FeatureHooks` finds it from the layer, see `channel_axis`.
+        output: (n, c), or a tensor with any number of axes of positions besides: feature maps
+            (n, c, h, w) or (n, h, w, c), sequences (n, tokens, c) or (n, c, length). Of a tuple,
+            list, mapping or transformers' `ModelOutput` its features; see `first_tensor`.
+        tokens: `mean` averages over the positions of a sample, one row a sample; `all` takes every
+            position as a row. In a sequence with prefix tokens `mean` is that of the patches,
+            `patch` takes every patch as a row and `cls` the class token. `auto` is `mean` here;
+            `FeatureHooks` tells class token and patches apart.
+        channels: `first` (axis 1), `last` or an axis; `auto` finds it from the layer, see
+            `lightly_collapse.metrics.channels.channel_axis`.
+        layer: the layer that gave the output.
+        model: the model that holds the layer.
+        prefix: the prefix tokens of a sequence, see `prefix_tokens`; none by default.
 
     Returns:
         (rows, c), detached.
 
     Raises:
-        ValueError: if the output is no tensor, has fewer than two dimensions or no such one, or
-            `positions` is unknown.
+        ValueError: if the output holds no tensor or one with less than two dimensions, `tokens` or
+            `channels` is unknown, the axis of the channels cannot be told, or there is no class
+            token to take.
 
     Examples:
-        >>> feature_rows(torch.zeros(2, 8, 4, 4)).shape
+        >>> feature_rows(torch.zeros(2, 8, 4, 4), channels="first").shape
         torch.Size([2, 8])
-        >>> feature_rows(torch.zeros(2, 8, 4, 4), positions="all").shape
+        >>> feature_rows(torch.zeros(2, 8, 4, 4), "all", layer=nn.Conv2d(3, 8, 1)).shape
         torch.Size([32, 8])
-        >>> feature_rows(torch.zeros(2, 197, 768), positions="all").shape
-        torch.Size([394, 768])
+        >>> feature_rows(torch.zeros(2, 197, 768), "patch", "last", prefix=PrefixTokens(1)).shape
+        torch.Size([392, 768])
     """
-    check_positions(positions)
+    check_tokens(tokens)
     x = first_tensor(output).detach()
     if x.ndim < 2:
         raise ValueError(f"output must have a batch and a channel axis, got {tuple(x.shape)}")
-    axis = channels if channels is not None else (-1 if x.ndim <= 3 else 1)
-    if not -x.ndim < axis < x.ndim or axis == 0:
-        raise ValueError(f"channels must be an axis of {tuple(x.shape)} but the first, got {axis}")
+    if x.ndim == 2 and channels in (None, "auto", "first", "last"):
+        return x
+    if channels in (None, "auto") and layer is None:
+        raise ValueError(
+            "channels must be given, or the layer that made the output: which axis of "
+            f"{tuple(x.shape)} holds them cannot be told from its shape"
+        )
+    axis = channel_axis(layer or nn.Identity(), x.shape, model, channels)
     x = x.movedim(axis, -1)
-    if positions == "all":
+    if x.ndim == 3 and axis in (2, -1) and prefix is not None:
+        return _token_rows(x, tokens, prefix)
+    if tokens == "cls":
+        raise ValueError(
+            f'tokens="cls" needs a sequence with a class token, got features {tuple(x.shape)}'
+        )
+    if tokens in ("all", "patch"):
         return x.flatten(0, -2)
-    return x.flatten(1, -2).float().mean(dim=1) if x.ndim > 2 else x
+    return _mean(x.flatten(1, -2)) if x.ndim > 2 else x
 
 
-def first_tensor(output: Any) -> Tensor:
-    """The features in what a module returned.
+def _token_rows(x: Tensor, tokens: Tokens, prefix: PrefixTokens) -> Tensor:
+    if tokens == "cls":
+        if not prefix.has_class_token:
+            raise ValueError(
+                f'tokens="cls" needs a sequence with a class token, got tokens {tuple(x.shape)} '
+                "of a model in which none was found"
+            )
+        return x[:, 0]
+    if tokens == "all":
+        return x.flatten(0, 1)
+    patches = x[:, prefix.count :]
+    if not patches.shape[1]:  # the class attention of CaiT gives the class token alone
+        patches = x
+    return patches.flatten(0, 1) if tokens == "patch" else _mean(patches)
+
+
+def _mean(x: Tensor) -> Tensor:
+    return x.mean(dim=1, dtype=torch.promote_types(x.dtype, torch.float32))
+
+
+def first_tensor(output: Any, name: str = "output") -> Tensor:
+    """The features in what a module returned, or the images in what a data loader gave.
 
     Args:
-        output: a tensor; a tuple or list, of which the first entry is taken; or a dictionary, of
-            which `last_hidden_state`, `features`, or the only tensor is taken.
+        output: a tensor; a tuple or list, of which the first entry is taken; a mapping, such as
+            transformers' `ModelOutput`, or a dataclass, of which `last_hidden_state`, `features`
+            and others of such names are taken, or the only tensor.
+        name: what it is called in the error.
 
     Returns:
         The tensor.
@@ -78,15 +149,16 @@ def first_tensor(output: Any) -> Tensor:
         if isinstance(output, (tuple, list)) and output:
             output = output[0]
             continue
+        kind = type(output).__name__
+        if is_dataclass(output) and not isinstance(output, Mapping):
+            output = {field.name: getattr(output, field.name) for field in fields(output)}
         if not isinstance(output, Mapping):
-            raise ValueError(
-                f"output must be a tensor or begin with one, got {type(output).__name__}"
-            )
+            raise ValueError(f"{name} must be a tensor or begin with one, got {kind}")
         tensors = {str(k): v for k, v in output.items() if isinstance(v, Tensor)}
         known = [key for key in _FEATURE_KEYS if key in tensors]
         if not known and len(tensors) != 1:
             raise ValueError(
-                f"output must be a tensor, got {type(output).__name__} with the tensors "
+                f"{name} must be a tensor, got {kind} with the tensors "
                 f"{', '.join(tensors) or 'none'}; name an inner layer instead"
             )
         output = tensors[known[0]] if known else next(iter(tensors.values()))
@@ -94,24 +166,28 @@ def first_tensor(output: Any) -> Tensor:
 
 
 class FeatureHooks:
-    """Forward hooks on named layers that pass every output on as rows, until removed.
+    """Forward hooks on named layers that hand every output on as rows, until they are removed.
 
     Args:
         module: the module whose layers are hooked.
-        layers: names as in `named_modules()`; the empty name is the module itself.
+        layers: names as in `named_modules()`; the empty name is the module itself. The
+            `_orig_mod.` that `torch.compile` puts into names may be left out.
         take: called with the layer's name and its (rows, channels) at every forward pass.
-        positions: as for `feature_rows`.
-        channels: the axis of the channels for all layers, or by layer; by default it is found for
-            each by `channel_axis`.
+        tokens: as for `feature_rows`, except that `auto` hands on class token and patches, one row
+            a token, as two layers `<layer>.cls` and `<layer>.patch` where an output has both, and
+            else the `mean`.
+        channels: `auto`, `first`, `last` or an axis, for all layers or by name.
+        prefix: number of prefix tokens, of which the first is the class token; found by
+            `prefix_tokens` by default.
 
     Raises:
-        ValueError: if no layer is given, one does not exist, or `positions` is unknown; in a
-            forward pass if the axis of the channels cannot be found.
+        ValueError: if no layer is given, one does not exist, or `tokens` or `channels` is unknown;
+            in the forward pass as `feature_rows`.
 
     Examples:
         >>> encoder = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AvgPool2d(6))
         >>> seen = {}
-        >>> with FeatureHooks(encoder, ["0", "1"], seen.__setitem__, positions="all"):
+        >>> with FeatureHooks(encoder, ["0", "1"], seen.__setitem__, tokens="all"):
         ...     y = encoder(torch.zeros(2, 3, 8, 8))
         >>> {name: rows.shape for name, rows in seen.items()}
         {'0': torch.Size([72, 8]), '1': torch.Size([72, 8])}
@@ -122,28 +198,51 @@ class FeatureHooks:
         module: nn.Module,
         layers: Sequence[str],
         take: Callable[[str, Tensor], Any],
-        positions: Positions = "mean",
-        channels: int | Mapping[str, int] | None = None,
+        tokens: Tokens = "auto",
+        channels: Channels | None = "auto",
+        prefix: int | None = None,
     ) -> None:
-        check_positions(positions)
+        check_tokens(tokens)
+        check_channels(channels)
         submodules = find_layers(module, layers)
-
-        def hook_of(name: str) -> Callable[..., None]:
-            given = channels.get(name) if isinstance(channels, Mapping) else channels
-
-            def hook(layer: nn.Module, _: Any, output: Any) -> None:
-                x = first_tensor(output)
-                axis = channel_axis(layer, x.shape, module) if given is None else given
-                take(name, feature_rows(x, positions, axis))
-
-            return hook
-
+        self._module, self._tokens, self._channels = module, tokens, channels
+        self._prefix = None if prefix is None else PrefixTokens(prefix, prefix > 0)
+        self._paths = {m: name for name, m in module.named_modules()}
+        self._take = take
         self._handles = [
-            layer.register_forward_hook(hook_of(name)) for name, layer in submodules.items()
+            layer.register_forward_hook(self._hook(name)) for name, layer in submodules.items()
         ]
 
+    def _hook(self, name: str) -> Callable[..., None]:
+        def hook(layer: nn.Module, _: Any, output: Any) -> None:
+            self.split(name, layer, output)
+
+        return hook
+
+    def split(self, name: str, layer: nn.Module, output: Any) -> None:
+        """Hand an output of a layer on, as one layer or as its class token and its patches."""
+        x = first_tensor(output)
+        channels = channels_of(self._channels, name)
+        prefix = self._prefix_of(layer, x)
+        patches = x.shape[1] - prefix.count if prefix is not None else 0
+        if self._tokens == "auto" and prefix and prefix.has_class_token and patches > 0:
+            axis = channel_axis(layer, x.shape, self._module, channels)
+            if axis in (2, -1):
+                self._take(name + CLS, feature_rows(x, "cls", axis, prefix=prefix))
+                self._take(name + PATCH, feature_rows(x, "patch", axis, prefix=prefix))
+                return
+        rows = feature_rows(
+            x, self._tokens, channels, layer=layer, model=self._module, prefix=prefix
+        )
+        self._take(name, rows)
+
+    def _prefix_of(self, layer: nn.Module, x: Tensor) -> PrefixTokens | None:
+        if x.ndim != 3:
+            return None
+        return self._prefix or prefix_tokens(self._module, self._paths[layer], x.shape[1])
+
     def remove(self) -> None:
-        """Remove the hooks; calling it again does nothing."""
+        """Remove the hooks; more than once does no harm."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -164,17 +263,19 @@ def hidden_features(
     module: nn.Module,
     x: Any,
     layers: Sequence[str],
-    positions: Positions = "mean",
-    channels: int | Mapping[str, int] | None = None,
+    tokens: Tokens = "mean",
+    channels: Channels | None = "auto",
+    prefix: int | None = None,
 ) -> dict[str, Tensor]:
     """The hidden features of named layers for one batch.
 
     Args:
         module: the encoder, called once, in the mode it is in, without gradient.
-        x: its input.
+        x: its input; a mapping is given to it as keyword arguments.
         layers: names as in `named_modules()`.
-        positions: as for `feature_rows`.
+        tokens: as for `FeatureHooks`.
         channels: as for `FeatureHooks`.
+        prefix: as for `FeatureHooks`.
 
     Returns:
         (rows, channels) by layer; all its calls one below the other where it is called repeatedly.
@@ -188,20 +289,39 @@ def hidden_features(
         >>> {name: z.shape for name, z in features.items()}
         {'0': torch.Size([5, 8]), '2': torch.Size([5, 2])}
     """
-    calls: dict[str, list[Tensor]] = {name: [] for name in layers}
-    with (
-        FeatureHooks(module, layers, lambda name, z: calls[name].append(z), positions, channels),
-        torch.no_grad(),
-    ):
-        module(x)
-    silent = [name for name, found in calls.items() if not found]
+    calls: dict[str, list[Tensor]] = {}
+
+    def take(name: str, rows: Tensor) -> None:
+        calls.setdefault(name, []).append(rows)
+
+    with FeatureHooks(module, layers, take, tokens, channels, prefix), torch.no_grad():
+        module(**x) if isinstance(x, Mapping) else module(x)
+    silent = silent_layers(layers, calls)
     if silent:
         raise ValueError(f"layers must be called in forward, got {', '.join(map(repr, silent))}")
     return {name: torch.cat(found) for name, found in calls.items()}
 
 
+def silent_layers(layers: Iterable[str], seen: Iterable[str]) -> list[str]:
+    """The layers of which `FeatureHooks` has handed on nothing.
+
+    Args:
+        layers: names as they were given to it.
+        seen: names that it has handed on.
+
+    Returns:
+        Names among `layers`, in their order.
+
+    Examples:
+        >>> silent_layers(["encoder", "head"], ["encoder.cls", "encoder.patch"])
+        ['head']
+    """
+    names = set(seen)
+    return [n for n in layers if names.isdisjoint((n, n + CLS, n + PATCH))]
+
+
 def find_layers(module: nn.Module, layers: Sequence[str]) -> dict[str, nn.Module]:
-    """The submodules of these names.
+    """The submodules of these names, with or without the `_orig_mod.` of compiled ones.
 
     Raises:
         ValueError: if none is named or one does not exist; the message names the nearest that do.
@@ -209,17 +329,29 @@ def find_layers(module: nn.Module, layers: Sequence[str]) -> dict[str, nn.Module
     if isinstance(layers, str) or not layers:
         raise ValueError(f"layers must be a sequence of at least one layer name, got {layers!r}")
     named = dict(module.named_modules())
+    # Of two modules with one plain name the inner is the one whose forward hooks always run.
+    plain = {plain_name(name): m for name, m in named.items()}
     for name in layers:
-        if name not in named:
-            near = get_close_matches(name, named, n=3) or [n for n in named if n and "." not in n]
+        if name not in named and name not in plain:
+            near = get_close_matches(name, plain, n=3) or [n for n in plain if n and "." not in n]
             raise ValueError(
                 f"layers must name modules of {type(module).__name__}, got {name!r}; "
                 f"there are {', '.join(near[:8])}"
             )
-    return {name: named[name] for name in layers}
+    return {name: named[name] if name in named else plain[name] for name in layers}
 
 
-def check_positions(positions: str) -> None:
-    """Raise a ValueError unless `positions` is known."""
-    if positions not in _POSITIONS:
-        raise ValueError(f"positions must be one of {', '.join(_POSITIONS)}, got {positions!r}")
+def plain_name(name: str) -> str:
+    """A module's name without the `_orig_mod` of `torch.compile`."""
+    return ".".join(part for part in name.split(".") if part != _COMPILED)
+
+
+def check_tokens(tokens: str) -> None:
+    """Raise a ValueError unless `tokens` is known."""
+    known = get_args(Tokens)
+    if tokens not in known:
+        raise ValueError(f"tokens must be one of {', '.join(known)}, got {tokens!r}")
+
+
+Positions = Tokens
+check_positions = check_tokens

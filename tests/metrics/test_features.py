@@ -9,17 +9,17 @@ from lightly_collapse.metrics import FeatureHooks, feature_rows, hidden_features
 
 def test_every_position_of_a_feature_map_is_a_row_of_channels():
     x = torch.arange(2 * 3 * 4 * 5.0).reshape(2, 3, 4, 5)
-    rows = feature_rows(x, "all")
+    rows = feature_rows(x, "all", "first")
     assert rows.shape == (40, 3)
     torch.testing.assert_close(rows[0], x[0, :, 0, 0])
     torch.testing.assert_close(rows[27], x[1, :, 1, 2])
-    torch.testing.assert_close(feature_rows(x, "mean"), x.mean(dim=(2, 3)))
+    torch.testing.assert_close(feature_rows(x, "mean", "first"), x.mean(dim=(2, 3)))
 
 
 def test_tokens_vectors_and_named_channel_axes():
     tokens = torch.randn(2, 7, 5)
-    torch.testing.assert_close(feature_rows(tokens, "all"), tokens.reshape(14, 5))
-    torch.testing.assert_close(feature_rows(tokens, "mean"), tokens.mean(dim=1))
+    torch.testing.assert_close(feature_rows(tokens, "all", "last"), tokens.reshape(14, 5))
+    torch.testing.assert_close(feature_rows(tokens, "mean", "last"), tokens.mean(dim=1))
     torch.testing.assert_close(feature_rows(tokens, channels=1), tokens.mean(dim=2))
     vectors = torch.randn(3, 4)
     for positions in ("all", "mean"):
@@ -76,7 +76,11 @@ def test_bad_input():
         feature_rows({"a": x, "b": x})
     with pytest.raises(ValueError, match="got int"):
         feature_rows(3)
-    with pytest.raises(ValueError, match="positions must be one of mean, all"):
+    with pytest.raises(ValueError, match=r"channels must be given.*\(2, 3, 4\) holds them"):
+        feature_rows(torch.zeros(2, 3, 4))
+    with pytest.raises(ValueError, match="channels must be auto, first, last or an axis"):
+        FeatureHooks(net, ["used"], print, channels="middle")
+    with pytest.raises(ValueError, match="tokens must be one of auto, cls, patch, mean, all"):
         feature_rows(x, "some")
     with pytest.raises(ValueError, match="batch and a channel axis"):
         feature_rows(torch.zeros(3))
