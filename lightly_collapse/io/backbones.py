@@ -1,10 +1,11 @@
-"""Backbones by name: torchvision's ResNets and ViTs, and timm's models where it is installed."""
+"""Backbones by name: torchvision's models, scaled ResNets and ViTs, and timm's models."""
 
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Literal
 
-from torch import Tensor, nn
+import torchvision
+from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.models.vision_transformer import VisionTransformer
 
@@ -13,6 +14,7 @@ _RESNETS: dict[str, tuple[type[BasicBlock | Bottleneck], list[int]]] = {
     "resnet34": (BasicBlock, [3, 4, 6, 3]),
     "resnet50": (Bottleneck, [3, 4, 6, 3]),
     "resnet101": (Bottleneck, [3, 4, 23, 3]),
+    "resnet152": (Bottleneck, [3, 8, 36, 3]),
 }
 
 # Layers, heads and hidden dimensions; the MLP is four times as wide.
@@ -92,61 +94,88 @@ class _ViT(VisionTransformer):  # type: ignore[misc]
         self.heads = nn.Identity()
 
 
-class _TimmBackbone(nn.Module):
-    def __init__(self, name: str) -> None:
-        super().__init__()
-        if find_spec("timm") is None:
-            raise ValueError(f"backbone timm/{name} needs timm: pip install timm")
-        import timm  # noqa: PLC0415
-
-        if not timm.is_model(name):
-            near = timm.list_models(f"*{name.split('_', maxsplit=1)[0]}*")[:5]
-            raise ValueError(
-                f"backbone timm/{name} is no model of timm; "
-                + (f"there are {', '.join(near)}, ..." if near else "see timm.list_models()")
-            )
-        self.model = timm.create_model(name, num_classes=0)
-        self.feature_dim = int(self.model.num_features)  # type: ignore[arg-type]
-
-    def forward(self, images: Tensor) -> Tensor:
-        features: Tensor = self.model(images)
-        return features
-
-
-def create_backbone(settings: BackboneSettings) -> nn.Module:
-    """Build an encoder with freshly drawn weights.
+def create_backbone(arch: str | BackboneSettings, **options: Any) -> nn.Module:
+    """Build an encoder with random weights and without a classification layer.
 
     Args:
-        settings: which one.
+        arch: settings, or a name alone: one of `BACKBONES`, any of
+            `torchvision.models.list_models()` or of `timm.list_models()`. `timm/<name>` asks for
+            timm's where both have one.
+        options: further arguments of torchvision's or timm's function, such as `img_size`; none
+            for `BACKBONES`, whose settings say all.
 
     Returns:
         A module from images (n, 3, height, width) to representations (n, feature_dim), with the
-        attribute `feature_dim`. Parameters of a ResNet or a ViT have torchvision's names.
+        attribute `feature_dim` where the width is known. Parameters have the names that torchvision
+        or timm give them.
 
     Raises:
-        ValueError: if the name is unknown, `width` is not positive, or a ViT's images do not
-            divide into its patches.
+        ValueError: if the name is unknown, or of timm where that is not installed; if `stem`,
+            `width` or another setting does not apply to the model, or `width` is not positive; if
+            a ViT's image size is not a multiple of its patch size.
 
     Examples:
         >>> import torch
         >>> backbone = create_backbone(BackboneSettings("resnet18", stem="cifar", width=16))
         >>> backbone.feature_dim, backbone(torch.rand(2, 3, 32, 32)).shape
         (128, torch.Size([2, 128]))
+        >>> create_backbone("mobilenet_v3_small").feature_dim
+        1024
     """
-    if settings.name in _RESNETS:
+    settings = BackboneSettings(arch) if isinstance(arch, str) else arch
+    name = settings.name
+    if options and name in BACKBONES:
+        raise ValueError(f"backbone {name}: give settings instead of {', '.join(options)}")
+    if name in _RESNETS:
         if settings.width < 1:
             raise ValueError(f"backbone width must be at least 1, got {settings.width}")
         return _WideOrNarrowResNet(settings)
-    if settings.name in _VITS:
+    if (settings.stem, settings.width) != ("imagenet", 64):
+        raise ValueError(
+            f"backbone {name}: stem and width apply to {', '.join(_RESNETS)} only, got "
+            f"{settings.stem!r} and {settings.width}"
+        )
+    if name in _VITS:
         if settings.patch_size < 1 or settings.image_size % settings.patch_size:
             raise ValueError(
                 f"backbone image_size must be a multiple of patch_size, got {settings.image_size} "
                 f"and {settings.patch_size}"
             )
         return _ViT(settings)
-    if settings.name.startswith("timm/"):
-        return _TimmBackbone(settings.name.removeprefix("timm/"))
-    raise ValueError(
-        f"backbone name must be one of {', '.join(BACKBONES)} or timm/<model>, "
-        f"got {settings.name!r}"
-    )
+    if name in torchvision.models.list_models(module=torchvision.models):
+        return _torchvision(name, options)
+    return _timm(name, options)
+
+
+def _torchvision(name: str, options: dict[str, Any]) -> nn.Module:
+    """A classification model whose last linear layer is replaced by the identity."""
+    model: nn.Module = torchvision.models.get_model(name, weights=None, **options)
+    last = [child for child, layer in model.named_modules() if isinstance(layer, nn.Linear)]
+    if last and last[-1].startswith(("fc", "classifier", "head")):
+        parent, _, child = last[-1].rpartition(".")
+        owner = model.get_submodule(parent)
+        model.feature_dim = getattr(owner, child).in_features
+        setattr(owner, child, nn.Identity())
+    return model
+
+
+def _timm(name: str, options: dict[str, Any]) -> nn.Module:
+    model_name = name.removeprefix("timm/")
+    if find_spec("timm") is None:
+        raise ValueError(
+            f"arch must be a model of torchvision, such as resnet50, got {name!r}; for timm's "
+            "models: pip install 'lightly-collapse[timm]'"
+        )
+    import timm  # noqa: PLC0415
+
+    if not timm.is_model(model_name):
+        near = timm.list_models(f"*{model_name.split('_', maxsplit=1)[0]}*")[:5]
+        raise ValueError(
+            "arch must be a model of torchvision or timm, or one of "
+            f"{', '.join(BACKBONES)}, got {name!r}"
+            + (f"; timm has {', '.join(near)}" if near else "")
+        )
+    model: nn.Module = timm.create_model(model_name, pretrained=False, num_classes=0, **options)
+    width: Any = getattr(model, "head_hidden_size", None) or model.num_features
+    model.feature_dim = width
+    return model

@@ -51,7 +51,7 @@ def test_timm():
     pytest.importorskip("timm")
     backbone = create_backbone(BackboneSettings("timm/resnet10t"))
     assert backbone.eval()(torch.rand(1, 3, 64, 64)).shape == (1, backbone.feature_dim)
-    with pytest.raises(ValueError, match="no model of timm"):
+    with pytest.raises(ValueError, match="got 'timm/nonsense'"):
         create_backbone(BackboneSettings("timm/nonsense"))
 
 

@@ -1,0 +1,146 @@
+"""Checkpoints in the Hugging Face Hub's form: `config.json` beside the weights."""
+
+import json
+from collections.abc import Mapping
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from lightly_collapse.io.backbones import create_backbone
+from lightly_collapse.io.checkpoints import CORRUPT, reason
+
+SCHEME = "hf-hub:"
+"""Names that begin so are repositories of the Hub: `hf-hub:timm/resnet18.a1_in1k`."""
+
+_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json")
+_OLDER_FILES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
+
+
+def fetch(name: str) -> Path:
+    """Bring a repository's configuration and weights into the Hub's local cache.
+
+    Args:
+        name: `hf-hub:<owner>/<repository>`, with `@<revision>` at its end or not.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: if huggingface_hub is missing, or there is no such repository.
+        OSError: if the Hub cannot be reached and the repository is not in the cache.
+    """
+    if find_spec("huggingface_hub") is None:
+        raise ValueError(f"checkpoint {name} needs huggingface_hub: pip install huggingface_hub")
+    client: Any = import_module("huggingface_hub")
+
+    repository, _, revision = name.removeprefix(SCHEME).partition("@")
+    options = {"repo_id": repository, "revision": revision or None}
+    try:
+        folder = Path(client.snapshot_download(allow_patterns=[*_FILES], **options))
+        if not any(folder.glob("*.safetensors")):
+            patterns = ["config.json", *_OLDER_FILES]
+            folder = Path(client.snapshot_download(allow_patterns=patterns, **options))
+    except ValueError as error:
+        raise ValueError(f"checkpoint {name}: {reason(error)}") from error
+    except Exception as error:
+        # The Hub's client raises errors of its HTTP package, whichever that is in its version.
+        raise OSError(
+            f"checkpoint {name} cannot be fetched ({reason(error)}); without a network, give the "
+            "folder of a downloaded copy"
+        ) from error
+    return folder
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """`config.json` of a folder; empty where there is none.
+
+    Raises:
+        ValueError: if it is damaged.
+        OSError: if it cannot be read.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        return {}
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise TypeError(f"a {type(config).__name__}, not an object")
+    except (*CORRUPT, RecursionError) as error:
+        raise ValueError(
+            f"checkpoint {folder}: config.json is damaged ({reason(error)})"
+        ) from error
+    return config | {"_folder": str(folder)}
+
+
+def create(config: Mapping[str, Any], source: str) -> tuple[str, nn.Module]:
+    """The model that a `config.json` describes, with random weights, without classifier.
+
+    Args:
+        config: timm's (`architecture`) or transformers' (`model_type`), as `read_config` gives it.
+        source: where it came from, for messages.
+
+    Returns:
+        The model's name and the model.
+
+    Raises:
+        ValueError: if it describes no model of timm or transformers, or that package is missing.
+    """
+    try:
+        if isinstance(config.get("architecture"), str):
+            return _timm(config)
+        if isinstance(config.get("model_type"), str):
+            return _transformers(config, source)
+    except CORRUPT as error:
+        raise ValueError(
+            f"checkpoint {source}: the model of its config.json cannot be built ({reason(error)})"
+        ) from error
+    raise ValueError(
+        f"checkpoint {source}: its config.json names neither an architecture of timm nor a "
+        "model_type of transformers"
+    )
+
+
+def _timm(config: Mapping[str, Any]) -> tuple[str, nn.Module]:
+    name = f"timm/{config['architecture']}"
+    return name, create_backbone(name, **config.get("model_args", {}))
+
+
+def _transformers(config: Mapping[str, Any], source: str) -> tuple[str, nn.Module]:
+    if find_spec("transformers") is None:
+        raise ValueError(
+            f"its model_type {config['model_type']!r} needs transformers: pip install transformers"
+        )
+    transformers: Any = import_module("transformers")
+    settings = transformers.AutoConfig.from_pretrained(
+        config["_folder"], trust_remote_code=False, local_files_only=True
+    )
+    model = transformers.AutoModel.from_config(settings, trust_remote_code=False)
+    return f"transformers/{config['model_type']}", TransformersBackbone(model)
+
+
+class TransformersBackbone(nn.Module):
+    """A model of transformers that maps images to a tensor instead of an output object.
+
+    The representation is the pooled output where the model has one, else the first token of a
+    sequence, or the mean over the positions of a feature map.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def remove_pooler(self) -> None:
+        """Return the first token, for a checkpoint without the pooler's weights."""
+        self.model.pooler = None  # type: ignore[assignment]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Representations (n, d) of images (n, 3, height, width)."""
+        output: Any = self.model(pixel_values=images)
+        pooled: Tensor | None = getattr(output, "pooler_output", None)
+        if pooled is not None:
+            return pooled.flatten(1)
+        hidden: Tensor = output.last_hidden_state
+        return hidden[:, 0] if hidden.ndim == 3 else hidden.mean(dim=(2, 3))
