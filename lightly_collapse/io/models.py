@@ -128,8 +128,8 @@ def load_model(
         OSError: if the checkpoint cannot be read.
 
     Examples:
-        >>> import tempfile
         >>> import tempfile, torch
+        >>> small = create_backbone(BackboneSettings("resnet18", stem="cifar", width=16))
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     torch.save({"model": small.state_dict()}, f"{folder}/a.pth")
         ...     loaded = load_model("resnet18", f"{folder}/a.pth")

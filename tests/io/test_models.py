@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torchvision.models import resnet18
 
-from lightly_collapse.io.backbones import BackboneSettings, create_backbone
+from lightly_collapse.io.backbones import create_backbone
 from lightly_collapse.io.models import load_checkpoint, load_model
 
 
