@@ -1,4 +1,4 @@
-"""A pretrained ResNet on its way into detection: weights, and the configuration that fits them.
+"""Export of a pretrained ResNet to detection: weights, and the configuration that fits them.
 
 `to_detectron2` writes what detectron2 loads, `to_torchvision` a plain state dict. Both find the
 backbone in a module, a state dict or a checkpoint, account for every tensor and need no detectron2.

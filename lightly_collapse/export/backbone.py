@@ -1,8 +1,7 @@
-"""Finding the backbone: in a module, a state dict, or a checkpoint of Lightning or Lightly."""
+"""Finding the backbone: in a module, a state dict, or a checkpoint of any format."""
 
 import os
-import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,14 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from lightly_collapse.export.resnet import ResNetShape, is_left_out, resnet_shape
-from lightly_collapse.io.checkpoints import read_checkpoint
+from lightly_collapse.io.networks import Network, choose_network, find_networks
+from lightly_collapse.io.weights import read_weights, weights_of
 
 Source = nn.Module | Mapping[str, Any] | str | os.PathLike[str]
 
-# nn.Sequential(*resnet.children()): conv1, bn1, relu, maxpool, then the stages, avgpool, fc.
-_CHILDREN = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
-_CHILDREN |= {"8": "fc", "9": "fc"}
-_SECOND_NETWORKS = ("momentum", "teacher", "target", "ema", "key")
+# The children of torchvision's ResNet that have tensors. In nn.Sequential(*resnet.children()) their
+# numbers are 0, 1, 4, 5, 6, 7 and 9: ReLU and max pooling come before the stages.
+_CHILDREN = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "fc")
+_FIRST_STAGE = 4
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,13 @@ class Backbone:
     """A ResNet found somewhere.
 
     Attributes:
-        prefix: what stood before its names, such as `backbone.`.
+        prefix: the part of its names before torchvision's, such as `backbone.`.
         shape: which ResNet it is.
         state: its tensors by torchvision's names, float32, on the CPU, without `left_out`.
         left_out: names, as they were given, of the tensors that are not part of `state`.
-        candidates: the prefixes of all ResNets that were there.
+        candidates: the prefixes of all ResNets that were found.
+        is_checked: whether the module was run beside a ResNet of this shape. A state dict does not
+            show dilation, anti-aliased or other pooling, or another activation.
     """
 
     prefix: str
@@ -37,106 +39,80 @@ class Backbone:
     state: dict[str, Tensor]
     left_out: tuple[str, ...]
     candidates: tuple[str, ...]
+    is_checked: bool = False
 
 
 def find_backbone(source: Source, prefix: str | None = None) -> Backbone:
     """Find the one ResNet to export.
 
     Args:
-        source: a module, a state dict, or the path of a checkpoint holding one.
-        prefix: what stands before the backbone's names (`backbone.`); found by itself where there
-            is one ResNet, or one that is not named as a momentum, teacher, target, EMA or key
-            network.
+        source: a module, a state dict, or a checkpoint as `io.weights.read_weights` takes it.
+        prefix: of the backbone's names (`backbone.`); by default the only ResNet, or the only one
+            that is not named as a momentum, teacher, target, key or averaged (EMA) network.
 
     Returns:
         The backbone, every tensor of the source being either in it or named as left out.
 
     Raises:
-        ValueError: if there is no ResNet or the choice is open, if the ResNet is none that
-            detectron2 has, or if a tensor of it is not finite.
-        OSError: if the file cannot be read.
+        ValueError: if there is no ResNet or several are possible, if detectron2 has no such
+            ResNet, or if a tensor of it is not finite.
+        OSError: if the checkpoint cannot be read.
     """
     state = _state_dict(source)
-    found = _candidates(state)
-    if prefix is None:
-        chosen = _choose(found, state)
-    else:
-        chosen = prefix if not prefix or prefix.endswith(".") else f"{prefix}."
-        if chosen not in found:
-            raise ValueError(f"prefix: no ResNet under {chosen!r}; found {_quoted(found)}")
-    inside = {name: name[len(chosen) :] for name in state if name.startswith(chosen)}
-    if found[chosen]:
-        inside = {name: _child_name(short) for name, short in inside.items()}
-    tensors = {short: state[name] for name, short in inside.items()}
+    networks = _resnets(state)
+    network = choose_network(networks, state, prefix, what="ResNet")
+    _check_pooling(network, state)
+    tensors = {inner: state[name] for name, inner in network.names.items()}
     shape = resnet_shape(tensors)
-    kept = {short: _as_float32(tensor, short) for short, tensor in tensors.items() if _kept(short)}
-    left_out = tuple(name for name in state if name not in inside or not _kept(inside[name]))
-    backbone = Backbone(chosen, shape, kept, left_out, tuple(found))
-    if isinstance(source, nn.Module):
-        _check_same_function(source, backbone, is_sequential=found[chosen])
-    return backbone
+    kept = {name: _as_float32(tensor, name) for name, tensor in tensors.items() if _kept(name)}
+    left_out = tuple(
+        name for name in state if name not in network.names or not _kept(network.names[name])
+    )
+    is_checked = isinstance(source, nn.Module) and _computes_the_same(source, network, shape, kept)
+    candidates = tuple(n.prefix for n in networks)
+    return Backbone(network.prefix, shape, kept, left_out, candidates, is_checked)
 
 
-def _state_dict(source: Source) -> dict[str, Tensor]:
+def _state_dict(source: Source) -> Mapping[str, Tensor]:
     if isinstance(source, nn.Module):
         return dict(source.state_dict())
-    if not isinstance(source, Mapping):
-        source = read_checkpoint(source)
-    for key in ("state_dict", "model_state_dict", "model"):
-        inner = source.get(key)
-        if isinstance(inner, Mapping):
-            source = inner
-            break
-    state = {name: value for name, value in source.items() if isinstance(value, Tensor)}
-    if not state:
+    if isinstance(source, Mapping):
+        return weights_of(source, "state dict").state
+    return read_weights(source).state
+
+
+def _resnets(state: Mapping[str, Tensor]) -> list[Network]:
+    """The ResNets among the tensors, best first; an error where there is none."""
+    with torch.device("meta"):
+        common = [n for n in ResNetShape(18).build().state_dict() if not is_left_out(n)]
+    networks = [
+        network
+        for network in find_networks(state, common, _CHILDREN)
+        if "layer1.0.conv1.weight" in network.names.values()
+    ]
+    if networks:
+        return networks
+    if any("patch_embed." in n or n.endswith(("class_token", "cls_token")) for n in state):
         raise ValueError(
-            f"checkpoint: holds no tensors, only {_quoted([str(key) for key in source])}"
+            "checkpoint: a vision transformer (patch embedding, class token); only ResNets "
+            "can be exported, since detectron2's ResNet has no place for its weights"
         )
-    return state
+    parts = list(dict.fromkeys(name.split(".")[0] for name in state))
+    raise ValueError(f"checkpoint: no ResNet backbone in it; its parts are {_quoted(parts)}")
 
 
-def _candidates(state: Mapping[str, Tensor]) -> dict[str, bool]:
-    """The prefixes of all ResNets, and whether their names are the numbers of a Sequential."""
-    found = {}
-    for name in state:
-        if match := re.fullmatch(r"((?:.*\.)?)layer1\.0\.conv1\.weight", name):
-            found[match[1]] = False
-        elif match := re.fullmatch(r"((?:.*\.)?)(\d)\.0\.conv1\.weight", name):
-            stem = state.get(f"{match[1]}0.weight")
-            if stem is None or stem.ndim != 4 or f"{match[1]}1.running_mean" not in state:
-                continue
-            if f"{match[1]}{int(match[2]) - 1}.0.conv1.weight" in state:
-                continue
-            if match[2] != "4":
-                raise ValueError(
-                    f"backbone: the stages of {match[1] or 'the Sequential'} begin at "
-                    f"{match[2]}, not 4 (kernel {tuple(stem.shape)}): the max-pooling after conv1 "
-                    f"is missing, as in a CIFAR stem; detectron2's ResNet has no such form"
-                )
-            found[match[1]] = True
-    return found
-
-
-def _choose(found: Mapping[str, bool], state: Mapping[str, Tensor]) -> str:
-    if not found:
-        names = list(dict.fromkeys(name.split(".")[0] for name in state))
-        if any("patch_embed." in n or n.endswith(("class_token", "cls_token")) for n in state):
-            raise ValueError(
-                "checkpoint: a vision transformer (patch embedding, class token); only ResNets "
-                "can be exported, since detectron2's ResNet has no place for its weights"
-            )
-        raise ValueError(f"checkpoint: no ResNet backbone in it; its parts are {_quoted(names)}")
-    if len(found) == 1:
-        return next(iter(found))
-    first = [name for name in found if not any(word in name.lower() for word in _SECOND_NETWORKS)]
-    if len(first) == 1:
-        return first[0]
-    raise ValueError(f"checkpoint: {len(found)} ResNets; choose by prefix: {_quoted(found)}")
-
-
-def _child_name(name: str) -> str:
-    number, _, rest = name.partition(".")
-    return f"{_CHILDREN.get(number, number)}.{rest}"
+def _check_pooling(network: Network, state: Mapping[str, Tensor]) -> None:
+    """Refuse a Sequential whose numbers show that there is no max pooling before the stages."""
+    if len(network.numbers) < 3 or network.numbers[2] == _FIRST_STAGE:
+        return
+    stem = next((state[n] for n, inner in network.names.items() if inner == "conv1.weight"), None)
+    kernel = "unknown" if stem is None else tuple(stem.shape)
+    raise ValueError(
+        f"backbone: the stages of {network.prefix or 'the Sequential'} begin at "
+        f"{network.numbers[2]}, not {_FIRST_STAGE} (kernel {kernel}): the max pooling after conv1 "
+        f"is missing, as in a CIFAR stem; detectron2's ResNet has no such form: pretrain with the "
+        f"ImageNet stem"
+    )
 
 
 def _kept(name: str) -> bool:
@@ -152,30 +128,44 @@ def _as_float32(tensor: Tensor, name: str) -> Tensor:
     return tensor
 
 
-def _check_same_function(source: nn.Module, backbone: Backbone, is_sequential: bool) -> None:
-    """Weights alone do not tell dilation, other pooling, activations or epsilons: run both."""
-    owner = source.get_submodule(backbone.prefix.rstrip("."))
-    stages = [owner.get_submodule(str(4 + i) if is_sequential else f"layer{1 + i}") for i in (0, 3)]
+def _computes_the_same(
+    source: nn.Module, network: Network, shape: ResNetShape, state: Mapping[str, Tensor]
+) -> bool:
+    """Run the module beside the ResNet it was taken for; False where it cannot be run.
+
+    Weights alone do not show dilation, other pooling, activations or epsilons.
+    """
+    owner = source.get_submodule(network.prefix.rstrip("."))
     if type(owner).forward is nn.Module.forward:
-        return
-    reference = backbone.shape.build().eval()
-    reference.load_state_dict(backbone.state, strict=False)
+        return False
+    first, last = (
+        map(str, (network.numbers[2], network.numbers[5]))
+        if network.numbers
+        else (
+            "layer1",
+            "layer4",
+        )
+    )
+    stages = [owner.get_submodule(first), owner.get_submodule(last)]
+    reference = shape.build().eval()
+    reference.load_state_dict(state, strict=False)
     image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     parameter = next(owner.parameters())
     theirs = _features(owner, stages, image.to(parameter.device, parameter.dtype))
     ours = _features(reference, [reference.layer1, reference.layer4], image)
     tolerance = 1e-3 if parameter.dtype in (torch.float32, torch.float64) else 5e-2
-    for i, (their, our) in enumerate(zip(theirs, ours, strict=True)):
+    for name, their, our in zip(("layer1", "layer4"), theirs, ours, strict=True):
         gap = (their.float().cpu() - our).norm() if their.shape == our.shape else torch.inf
         if not gap <= tolerance * our.norm():
             raise ValueError(
-                f"backbone: the module's {'layer1' if i == 0 else 'layer4'} computes something "
-                f"else than a {backbone.shape.name} with the same weights (another pooling, "
-                f"stride, dilation, activation or epsilon), which detectron2 could not reproduce"
+                f"backbone: the module's {name} computes something else than a {shape.name} with "
+                f"the same weights (another pooling, stride, dilation, activation or epsilon), "
+                f"which detectron2 could not reproduce"
             )
+    return True
 
 
-def _features(network: nn.Module, stages: list[nn.Module], image: Tensor) -> list[Tensor]:
+def _features(network: nn.Module, stages: Sequence[nn.Module], image: Tensor) -> list[Tensor]:
     outputs: list[Tensor] = []
     hooks = [s.register_forward_hook(lambda _m, _i, out: outputs.append(out)) for s in stages]
     training = {module: module.training for module in network.modules()}
@@ -190,7 +180,7 @@ def _features(network: nn.Module, stages: list[nn.Module], image: Tensor) -> lis
     return outputs
 
 
-def _quoted(names: Any) -> str:
+def _quoted(names: Iterable[str]) -> str:
     names = list(names)
     more = f" and {len(names) - 8} more" if len(names) > 8 else ""
     return (", ".join(repr(name) for name in names[:8]) or "nothing") + more

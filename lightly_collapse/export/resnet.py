@@ -81,7 +81,7 @@ def resnet_shape(state: Mapping[str, Tensor]) -> ResNetShape:
 
     Args:
         state: names such as `conv1.weight` and `layer1.0.bn2.running_var`; `fc` and
-            `num_batches_tracked` may be there or not.
+            `num_batches_tracked` are optional.
 
     Returns:
         The shape.
@@ -134,6 +134,12 @@ def _check_stem(state: Mapping[str, Tensor]) -> None:
             f"backbone: conv1 is 3x3 (shape {kernel}): a CIFAR stem, made for images of 32 pixels; "
             f"detectron2's ResNet starts with a 7x7 convolution of stride 2 and max-pooling, so "
             f"these weights cannot be moved into it: pretrain with the ImageNet stem"
+        )
+    if kernel[1:] == (3, 7, 7) and kernel[0] != 64:
+        raise ValueError(
+            f"backbone: conv1 has {kernel[0]} filters (shape {kernel}): a ResNet of width "
+            f"{kernel[0]}; detectron2's ResNets and this package's detection configurations have "
+            f"width 64: pretrain with width 64"
         )
     if kernel != (64, 3, 7, 7):
         raise ValueError(f"backbone: conv1 must have shape (64, 3, 7, 7), got {kernel}")

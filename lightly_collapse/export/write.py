@@ -17,6 +17,7 @@ from lightly_collapse.io.files import atomic_write
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+_MOST_GROUPS = 8
 
 
 @dataclass(frozen=True)
@@ -27,10 +28,11 @@ class Export:
         weights: the weight file.
         config: the configuration beside it; None for a plain state dict.
         shape: which ResNet it is.
-        prefix: what stood before the backbone's names in the source.
+        prefix: the part of the source's names before the backbone's.
         candidates: the prefixes of all ResNets in the source.
         converted: how many tensors were written.
         left_out: the names of all others.
+        is_checked: whether the source was a module and computes what a ResNet of this shape does.
         pixel_mean: mean of the channels R, G, B in 0..1, None for a plain state dict.
         pixel_std: their standard deviation, likewise.
     """
@@ -42,14 +44,15 @@ class Export:
     candidates: tuple[str, ...]
     converted: int
     left_out: tuple[str, ...]
+    is_checked: bool
     pixel_mean: tuple[float, ...] | None = None
     pixel_std: tuple[float, ...] | None = None
 
     def summary(self) -> str:
-        """The same as text, one line a fact."""
+        """The same as text, one fact per line."""
         place = f"under {self.prefix!r}" if self.prefix else "at the top level"
         others = [repr(name) for name in self.candidates if name != self.prefix]
-        rest = f" (also there: {', '.join(others)})" if others else ""
+        rest = f" (also found: {', '.join(others)})" if others else ""
         lines = [
             f"backbone    {self.shape.name}, found {place}{rest}",
             f"weights     {self.weights}, {self.converted} tensors",
@@ -58,13 +61,12 @@ class Export:
             mean = ", ".join(f"{value:g}" for value in self.pixel_mean)
             std = ", ".join(f"{value:g}" for value in self.pixel_std)
             lines.append(f"config      {self.config}, pixel mean ({mean}), deviation ({std})")
-        counters = [name for name in self.left_out if name.endswith(".num_batches_tracked")]
-        groups = Counter(
-            ".".join(name.split(".")[:-1]) for name in self.left_out if name not in set(counters)
-        )
-        parts = [f"{name} ({count})" if name else f"({count})" for name, count in groups.items()]
-        parts += [f"num_batches_tracked ({len(counters)})"] if counters else []
-        lines.append(f"left out    {', '.join(parts) or 'nothing'}")
+        lines.append(f"left out    {_groups(self.left_out) or 'nothing'}")
+        if not self.is_checked:
+            lines.append(
+                "unchecked   weights do not show dilation, anti-aliased pooling, strides or "
+                "activations; export the module itself to compare them with detectron2's"
+            )
         return "\n".join(lines)
 
 
@@ -87,14 +89,14 @@ def to_detectron2(
 
     Args:
         backbone_or_checkpoint: a module that is or contains a ResNet (torchvision's or timm's), a
-            state dict, or the path of a checkpoint (of Lightning, Lightly or torch.save).
+            state dict, or a checkpoint of any format that `io.weights.read_weights` takes.
         path: where to write; `.pkl` (arrays) or `.pth` (tensors).
         pixel_mean: mean of R, G, B that pretraining subtracted, in 0..1 as Normalize has it;
             ImageNet's, Lightly's default, unless `transform` says otherwise.
         pixel_std: the standard deviation it divided by, likewise.
         transform: the transform of pretraining; mean and deviation are read off its Normalize.
-        prefix: what stands before the backbone's names in the checkpoint, such as `backbone.`;
-            needed only where several ResNets are in it and it is not clear which is meant.
+        prefix: the part of the checkpoint's names before the backbone's, such as `backbone.`;
+            needed only where it holds several ResNets that are equally likely.
 
     Returns:
         What was written and what was left out.
@@ -206,6 +208,20 @@ def normalization(transform: object) -> tuple[tuple[float, ...], tuple[float, ..
     return found.pop() if found else ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
+def _groups(names: Sequence[str]) -> str:
+    """Counts of tensors by the part of the module that they belong to, in one line."""
+    counters = [name for name in names if name.endswith(".num_batches_tracked")]
+    parts = [name.split(".")[:-1] for name in names if name not in set(counters)]
+    for depth in (None, 2, 1):
+        groups = Counter(".".join(part[:depth]) for part in parts)
+        if len(groups) <= _MOST_GROUPS:
+            break
+    shown = [f"{name} ({n})" if name else f"({n})" for name, n in groups.most_common(_MOST_GROUPS)]
+    if len(groups) > _MOST_GROUPS:
+        shown.append(f"{len(groups) - _MOST_GROUPS} more")
+    return ", ".join([*shown, *([f"num_batches_tracked ({len(counters)})"] if counters else [])])
+
+
 def _floats(values: Any) -> tuple[float, ...]:
     return tuple(float(value) for value in values)
 
@@ -239,6 +255,7 @@ def _config(weights: str, shape: ResNetShape, mean: Sequence[float], std: Sequen
 
     return f"""\
 # {shape.name}: what detectron2 must know about {weights}. Pixels on the 0..255 scale.
+VERSION: 2
 MODEL:
   RESNETS:
     DEPTH: {shape.depth}
@@ -275,6 +292,7 @@ def _export(
         candidates=backbone.candidates,
         converted=len(backbone.state),
         left_out=backbone.left_out,
+        is_checked=backbone.is_checked,
         pixel_mean=mean,
         pixel_std=std,
     )

@@ -1,10 +1,20 @@
 """Output files: the folder is checked before the work starts, and writes are atomic."""
 
+import glob
 import os
 import tempfile
+import time
 from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+# Windows has no fcntl; temporary files of killed processes then stay.
+fcntl: Any = import_module("fcntl") if find_spec("fcntl") else None
+
+_SUFFIX = ".tmp"
+_ORPHAN_SECONDS = 60
 
 
 def check_writable_folder(path: str | os.PathLike[str]) -> Path:
@@ -38,7 +48,9 @@ def atomic_write(
 ) -> None:
     """Write a file under a temporary name in the same folder, then rename it into place.
 
-    Whoever reads `path`, also after a crash, finds the old file or the new one, never half of one.
+    A reader of `path` finds the old file or the new one and never a part of one, also after a crash
+    or on a full disk. The temporary file is locked while it is written; those that killed processes
+    left for the same `path` are removed.
 
     Args:
         path: the file; an existing one is replaced.
@@ -54,18 +66,55 @@ def atomic_write(
         'complete'
     """
     path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    _remove_orphans(path)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_SUFFIX)
     try:
         with os.fdopen(handle, "wb") as file:
+            _try_lock(file.fileno())
             if callable(content):
                 content(file)
             else:
                 file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
         # mkstemp's mode is 0600; the umask, which can only be read by setting it, gives the usual.
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         os.unlink(temporary)
+        # torch.save turns the OSError of a full disk into a RuntimeError.
+        cause = error if isinstance(error, OSError) else error.__context__
+        if isinstance(error, (OSError, RuntimeError)) and isinstance(cause, OSError):
+            if cause.errno is None:
+                raise cause from None
+            raise OSError(cause.errno, os.strerror(cause.errno), str(path)) from error
         raise
+
+
+def _remove_orphans(path: Path) -> None:
+    """Remove temporary files for `path` whose writer no longer exists."""
+    if fcntl is None:
+        return
+    for orphan in path.parent.glob(f".{glob.escape(path.name)}.*{_SUFFIX}"):
+        try:
+            # A file that was just made may not be locked yet.
+            if time.time() - orphan.stat().st_mtime < _ORPHAN_SECONDS:
+                continue
+            with orphan.open("rb") as file:
+                if _try_lock(file.fileno()):
+                    orphan.unlink()
+        except OSError:  # removed by another process, or not ours to remove
+            continue
+
+
+def _try_lock(handle: int) -> bool:
+    """Lock an open file until it is closed; False where another process has it locked."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

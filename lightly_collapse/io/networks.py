@@ -192,7 +192,7 @@ def choose_network(
     first, *others = (n for n in networks_left if n.found == most)
     if others and not all(_same(first, other, state) for other in others):
         raise ValueError(
-            f"checkpoint: {len(others) + 1} of it are each a {what}; choose by prefix: "
+            f"checkpoint: {len(others) + 1} times a {what}; choose by prefix: "
             f"{_quoted([first, *others])}"
         )
     return first

@@ -4,7 +4,6 @@ import re
 import warnings
 from argparse import ArgumentError
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +132,7 @@ def _checkpoint(cli: _PretrainCLI, folder: Path) -> str | None:
             )
         return None
     path = str(last) if path == "last" else path
-    check_checkpoint(path, cli.model.name, asdict(cli.model.backbone_settings))
+    check_checkpoint(path, cli.model.name, cli.model.backbone_settings)
     return path
 
 

@@ -71,8 +71,8 @@ def test_lightning_checkpoint_through_the_command(tmp_path, capsys):
     arguments = ["export", "--checkpoint", str(tmp_path / "last.ckpt"), "--output", str(output)]
     assert main(arguments) == 0
     printed = capsys.readouterr().out
-    assert "ResNet-18, found under 'backbone.' (also there: 'backbone_momentum.')" in printed
-    assert "projection_head.layers.0" in printed
+    assert "ResNet-18, found under 'backbone.' (also found: 'backbone_momentum.')" in printed
+    assert "projection_head (10), num_batches_tracked" in printed
     assert output.exists()
     assert output.with_suffix(".yaml").exists()
     assert_accounted(module, find_backbone(tmp_path / "last.ckpt"))
@@ -176,7 +176,7 @@ def test_every_unexpected_tensor_is_an_error(resnet):
         (changed(state, bn1__bias=torch.full((64,), torch.nan)), "bn1.bias holds NaN"),
         (changed(state, bn1__bias=torch.zeros(64, dtype=torch.int64)), "floating-point"),
         ({"head.weight": torch.zeros(3, 3)}, "no ResNet backbone in it; its parts are 'head'"),
-        ({"epoch": 3}, "holds no tensors, only 'epoch'"),
+        ({"epoch": 3}, "holds no tensors and no state dict, only 'epoch'"),
         (torchvision.models.vit_b_16(), "vision transformer"),
     ):
         with pytest.raises(ValueError, match=why):
@@ -184,7 +184,7 @@ def test_every_unexpected_tensor_is_an_error(resnet):
 
 
 def test_open_choice_names_the_candidates(resnet):
-    two = nn.ModuleDict({"a": resnet, "b": resnet})
+    two = nn.ModuleDict({"a": resnet, "b": torchvision.models.resnet18()})
     with pytest.raises(ValueError, match=r"choose by prefix: 'a\.', 'b\.'"):
         find_backbone(two)
     assert find_backbone(two, prefix="b.").prefix == "b."

@@ -186,6 +186,7 @@ def test_pixel_path(tmp_path):
 def test_config_is_on_the_255_scale_in_rgb(tmp_path):
     to_detectron2(torchvision.models.resnext50_32x4d(), tmp_path / "x.pkl")
     assert yaml.safe_load((tmp_path / "x.yaml").read_text()) == {
+        "VERSION": 2,
         "MODEL": {
             "RESNETS": {
                 "DEPTH": 50,

@@ -1,5 +1,8 @@
 import os
 import stat
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -36,3 +39,81 @@ def test_file_has_the_usual_permissions(tmp_path):
     (tmp_path / "b").touch()
     modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in "ab"]
     assert modes[0] == modes[1]
+
+
+def aged(path, seconds=3600):
+    past = time.time() - seconds
+    os.utime(path, (past, past))
+
+
+def test_temporary_files_of_killed_writers_are_removed_and_no_others(tmp_path):
+    killed = """
+import os, sys
+from lightly_collapse.io.files import atomic_write
+def write(file):
+    file.write(b"half")
+    file.flush()
+    os.kill(os.getpid(), 9)
+atomic_write(sys.argv[1], write)
+"""
+    target = tmp_path / "last.ckpt"
+    atomic_write(target, b"old")
+    run = subprocess.run([sys.executable, "-c", killed, str(target)], timeout=60, check=False)
+    assert run.returncode == -9
+    (orphan,) = tmp_path.glob(".last.ckpt.*.tmp")
+    assert target.read_bytes() == b"old"
+    others = [tmp_path / name for name in (".other.ckpt.x.tmp", "last.ckpt.tmp", ".last.ckpt.swp")]
+    for file in (orphan, *others):
+        file.touch()
+        aged(file)
+    young = tmp_path / ".last.ckpt.young.tmp"
+    young.touch()
+    atomic_write(target, b"new")
+    assert {p.name for p in tmp_path.iterdir()} == {p.name for p in (target, young, *others)}
+    assert target.read_bytes() == b"new"
+
+
+def test_the_temporary_file_of_a_live_writer_is_left_alone(tmp_path):
+    target = tmp_path / "last.ckpt"
+
+    def slow(file):
+        file.write(b"from the slow writer")
+        file.flush()
+        (temporary,) = tmp_path.glob(".last.ckpt.*.tmp")
+        aged(temporary)
+        atomic_write(target, b"from the fast writer")
+        assert temporary.exists()
+
+    atomic_write(target, slow)
+    assert target.read_bytes() == b"from the slow writer"
+    assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no resource limits")
+@pytest.mark.parametrize("how", ["bytes", "torch.save"])
+def test_a_full_disk_is_one_os_error_and_the_old_file_stays(tmp_path, how):
+    target = tmp_path / "last.ckpt"
+    atomic_write(target, b"old")
+    code = """
+import resource, sys, torch
+from lightly_collapse.io.files import atomic_write
+content = {
+    "bytes": bytes(500_000),
+    "torch.save": lambda file: torch.save({"a": torch.zeros(500_000)}, file),
+}[sys.argv[2]]
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    atomic_write(sys.argv[1], content)
+except OSError as error:
+    print(error)
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(target), how],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert run.stdout.strip() == f"[Errno 27] File too large: '{target}'"
+    assert target.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
