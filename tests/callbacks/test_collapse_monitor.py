@@ -258,7 +258,9 @@ def test_what_cannot_be_measured_is_nan_with_a_warning(tmp_path):
 def test_bad_arguments(tmp_path):
     with pytest.raises(ValueError, match="every_n_epochs must be at least 1, got 0"):
         CollapseMonitor(every_n_epochs=0)
-    with pytest.raises(ValueError, match="tokens must be one of auto, cls, patch, mean, all, got 'some'"):
+    with pytest.raises(
+        ValueError, match="tokens must be one of auto, cls, patch, mean, all, got 'some'"
+    ):
         CollapseMonitor(positions="some")
     with pytest.raises(ValueError, match="got 'backbon'; there are backbone"):
         fit(Siamese(), tmp_path, CollapseMonitor("backbon"))

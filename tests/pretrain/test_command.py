@@ -12,7 +12,7 @@ import yaml
 from pytorch_lightning import Callback
 
 from lightly_collapse.cli import main
-from lightly_collapse.pretrain.checkpoint import read_checkpoint
+from lightly_collapse.io.checkpoints import read_checkpoint
 from lightly_collapse.pretrain.command import DATA, METHODS, pretrain
 
 SMALL = [

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from lightly_collapse.pretrain.checkpoint import read_checkpoint
+from lightly_collapse.io.checkpoints import read_checkpoint
 
 
 def command(output, *more):
