@@ -130,21 +130,26 @@ def create_backbone(arch: str | BackboneSettings, **options: Any) -> nn.Module:
         if settings.width < 1:
             raise ValueError(f"backbone width must be at least 1, got {settings.width}")
         return _WideOrNarrowResNet(settings)
-    if (settings.stem, settings.width) != ("imagenet", 64):
-        raise ValueError(
-            f"backbone {name}: stem and width apply to {', '.join(_RESNETS)} only, got "
-            f"{settings.stem!r} and {settings.width}"
-        )
     if name in _VITS:
+        _check_plain(settings)
         if settings.patch_size < 1 or settings.image_size % settings.patch_size:
             raise ValueError(
                 f"backbone image_size must be a multiple of patch_size, got {settings.image_size} "
                 f"and {settings.patch_size}"
             )
         return _ViT(settings)
-    if name in torchvision.models.list_models(module=torchvision.models):
-        return _torchvision(name, options)
-    return _timm(name, options)
+    is_torchvision = name in torchvision.models.list_models(module=torchvision.models)
+    model = (_torchvision if is_torchvision else _timm)(name, options)
+    _check_plain(settings)
+    return model
+
+
+def _check_plain(settings: BackboneSettings) -> None:
+    if (settings.stem, settings.width) != ("imagenet", 64):
+        raise ValueError(
+            f"backbone {settings.name}: stem and width apply to {', '.join(_RESNETS)} only, got "
+            f"{settings.stem!r} and {settings.width}"
+        )
 
 
 def _torchvision(name: str, options: dict[str, Any]) -> nn.Module:
@@ -171,7 +176,7 @@ def _timm(name: str, options: dict[str, Any]) -> nn.Module:
     if not timm.is_model(model_name):
         near = timm.list_models(f"*{model_name.split('_', maxsplit=1)[0]}*")[:5]
         raise ValueError(
-            "arch must be a model of torchvision or timm, or one of "
+            "arch must be a model of torchvision or timm (timm/<name>), or one of "
             f"{', '.join(BACKBONES)}, got {name!r}"
             + (f"; timm has {', '.join(near)}" if near else "")
         )

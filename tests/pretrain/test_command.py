@@ -200,7 +200,7 @@ class PoisonLast(Callback):
             ["warmup_epochs", "2 steps", "got 2", "4 steps"],
         ),
         (["--model", "SimCLR", "--data.train_images", "9999"], ["train_images", "1257", "9999"]),
-        (["--model", "SimCLR", "--ckpt_path", "last"], ["last.ckpt", "not there"]),
+        (["--model", "SimCLR", "--ckpt_path", "last"], ["last.ckpt", "does not exist"]),
         (["--model", "SimCLR", "--model.orthogonality", '{"kind": "x"}'], ["kind", "srip", "'x'"]),
         (["--model", "SimCLR", "--trainer.max_epochs", "-1"], ["max_epochs", "max_steps"]),
         (["--model", "MAE"], ["ViT", "resnet18"]),
