@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightly_collapse.export.resnet import ResNetShape, is_left_out, resnet_shape
-from lightly_collapse.io.networks import Network, choose_network, find_networks
+from lightly_collapse.io.networks import Network, choose_network, find_networks, is_head
 from lightly_collapse.io.weights import read_weights, weights_of
 
 Source = nn.Module | Mapping[str, Any] | str | os.PathLike[str]
@@ -62,12 +62,11 @@ def find_backbone(source: Source, prefix: str | None = None) -> Backbone:
     networks = _resnets(state)
     network = choose_network(networks, state, prefix, what="ResNet")
     _check_pooling(network, state)
-    tensors = {inner: state[name] for name, inner in network.names.items()}
+    names = _own_names(network, networks)
+    tensors = {inner: state[name] for name, inner in names.items()}
     shape = resnet_shape(tensors)
     kept = {name: _as_float32(tensor, name) for name, tensor in tensors.items() if _kept(name)}
-    left_out = tuple(
-        name for name in state if name not in network.names or not _kept(network.names[name])
-    )
+    left_out = tuple(name for name in state if name not in names or not _kept(names[name]))
     is_checked = isinstance(source, nn.Module) and _computes_the_same(source, network, shape, kept)
     candidates = tuple(n.prefix for n in networks)
     return Backbone(network.prefix, shape, kept, left_out, candidates, is_checked)
@@ -99,6 +98,16 @@ def _resnets(state: Mapping[str, Tensor]) -> list[Network]:
         )
     parts = list(dict.fromkeys(name.split(".")[0] for name in state))
     raise ValueError(f"checkpoint: no ResNet backbone in it; its parts are {_quoted(parts)}")
+
+
+def _own_names(network: Network, networks: Sequence[Network]) -> dict[str, str]:
+    """The names under the network's prefix, without its heads and networks below the prefix."""
+    below = tuple(n.prefix for n in networks if len(n.prefix) > len(network.prefix))
+    return {
+        name: inner
+        for name, inner in network.names.items()
+        if not is_head(inner) and not (below and name.startswith(below))
+    }
 
 
 def _check_pooling(network: Network, state: Mapping[str, Tensor]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lightly_collapse.io.checkpoints import CORRUPT, read_checkpoint, reason
@@ -58,8 +59,6 @@ def read_safetensors(path: Path) -> dict[str, Any]:
         ValueError: if it is damaged.
         OSError: if it cannot be read.
     """
-    from safetensors import SafetensorError, safe_open  # noqa: PLC0415
-
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from lightly_collapse.io.backbones import create_backbone
@@ -15,6 +16,7 @@ from lightly_collapse.io.checkpoints import CORRUPT, reason
 SCHEME = "hf-hub:"
 """Names that begin so are repositories of the Hub: `hf-hub:timm/resnet18.a1_in1k`."""
 
+_FOLDER = "_folder"  # beside what config.json holds
 _FILES = ("config.json", "*.safetensors", "*.safetensors.index.json")
 _OLDER_FILES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 
@@ -72,53 +74,82 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ValueError(
             f"checkpoint {folder}: config.json is damaged ({reason(error)})"
         ) from error
-    return config | {"_folder": str(folder)}
+    return config | {_FOLDER: str(folder)}
 
 
 def create(config: Mapping[str, Any], source: str) -> tuple[str, nn.Module]:
-    """The model that a `config.json` describes, with random weights, without classifier.
+    """The model of timm that a `config.json` describes, with random weights, without classifier.
 
     Args:
-        config: timm's (`architecture`) or transformers' (`model_type`), as `read_config` gives it.
+        config: as `read_config` gives it.
         source: where it came from, for messages.
 
     Returns:
         The model's name and the model.
 
     Raises:
-        ValueError: if it describes no model of timm or transformers, or that package is missing.
+        ValueError: if it describes no model, or timm is missing.
     """
+    if not isinstance(config.get("architecture"), str):
+        raise ValueError(
+            f"checkpoint {source}: its config.json names neither an architecture of timm nor a "
+            "model_type of transformers; give the weight file and arch"
+        )
+    name = f"timm/{config['architecture']}"
     try:
-        if isinstance(config.get("architecture"), str):
-            return _timm(config)
-        if isinstance(config.get("model_type"), str):
-            return _transformers(config, source)
+        return name, create_backbone(name, **config.get("model_args", {}))
     except CORRUPT as error:
         raise ValueError(
             f"checkpoint {source}: the model of its config.json cannot be built ({reason(error)})"
         ) from error
-    raise ValueError(
-        f"checkpoint {source}: its config.json names neither an architecture of timm nor a "
-        "model_type of transformers"
-    )
 
 
-def _timm(config: Mapping[str, Any]) -> tuple[str, nn.Module]:
-    name = f"timm/{config['architecture']}"
-    return name, create_backbone(name, **config.get("model_args", {}))
+def is_transformers(config: Mapping[str, Any]) -> bool:
+    """Whether a `config.json` is of transformers."""
+    return isinstance(config.get("model_type"), str)
 
 
-def _transformers(config: Mapping[str, Any], source: str) -> tuple[str, nn.Module]:
+def load_transformers(
+    config: Mapping[str, Any], source: str
+) -> tuple[str, "TransformersBackbone", list[str], list[str]]:
+    """The model in a folder of transformers, with its weights; no code in the folder is run.
+
+    Args:
+        config: as `read_config` gives it.
+        source: where it came from, for messages.
+
+    Returns:
+        The model's name, the model, the names of its tensors that the folder lacks, and the names
+        in the folder that it has no place for. A pooler that the folder lacks is removed.
+
+    Raises:
+        ValueError: if transformers is missing or does not know the model, or the weights are
+            damaged.
+    """
     if find_spec("transformers") is None:
-        raise ValueError(
-            f"its model_type {config['model_type']!r} needs transformers: pip install transformers"
-        )
+        raise ValueError(f"checkpoint {source} needs transformers: pip install transformers")
     transformers: Any = import_module("transformers")
-    settings = transformers.AutoConfig.from_pretrained(
-        config["_folder"], trust_remote_code=False, local_files_only=True
-    )
-    model = transformers.AutoModel.from_config(settings, trust_remote_code=False)
-    return f"transformers/{config['model_type']}", TransformersBackbone(model)
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        model, found = transformers.AutoModel.from_pretrained(
+            config[_FOLDER],
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except (OSError, SafetensorError, *CORRUPT) as error:
+        raise ValueError(
+            f"checkpoint {source}: transformers cannot load it ({reason(error)})"
+        ) from error
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+    missing = sorted(found["missing_keys"])
+    if any(name.startswith("pooler.") for name in missing):
+        model.pooler = None
+        missing = [name for name in missing if not name.startswith("pooler.")]
+    name = f"transformers/{config['model_type']}"
+    return name, TransformersBackbone(model), missing, sorted(found["unexpected_keys"])
 
 
 class TransformersBackbone(nn.Module):
@@ -131,10 +162,6 @@ class TransformersBackbone(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-
-    def remove_pooler(self) -> None:
-        """Return the first token, for a checkpoint without the pooler's weights."""
-        self.model.pooler = None  # type: ignore[assignment]
 
     def forward(self, images: Tensor) -> Tensor:
         """Representations (n, d) of images (n, 3, height, width)."""

@@ -11,28 +11,8 @@ from torchvision.models.resnet import ResNet
 from lightly_collapse.io import hub
 from lightly_collapse.io.backbones import BACKBONES, BackboneSettings, create_backbone
 from lightly_collapse.io.checkpoints import CORRUPT, reason
-from lightly_collapse.io.networks import choose_network, find_networks
+from lightly_collapse.io.networks import choose_network, find_networks, is_head
 from lightly_collapse.io.weights import Pretrained, Weights, read_weights
-
-# Parts of a model behind its representation, by the names that torchvision, timm and Lightly use.
-_HEADS = (
-    "fc",
-    "classifier",
-    "head",
-    "heads",
-    "head_dist",
-    "linear",
-    "last_linear",
-    "pre_logits",
-    "AuxLogits",
-    "aux1",
-    "aux2",
-    "projection_head",
-    "prediction_head",
-    "projector",
-    "predictor",
-    "pooler",
-)
 
 
 @dataclass(frozen=True)
@@ -148,16 +128,15 @@ def load_model(
         settings = weights.pretrained.backbone
         _check_agreement(arch, settings.name, weights)
         name, model = settings.name, create_backbone(settings)
+    elif hub.is_transformers(weights.config):
+        return _load_transformers(arch, weights, prefix, allow_partial)
     elif weights.config:
         name, model = hub.create(weights.config, weights.source)
         _check_agreement(arch, name, weights)
     else:
         name = arch or _known_arch(weights)
         model, notes = _fitted_backbone(name, weights, prefix)
-    inner = model.model if isinstance(model, hub.TransformersBackbone) else model
-    match = load_weights(inner, weights, prefix=prefix, allow_partial=allow_partial)
-    if isinstance(model, hub.TransformersBackbone) and any("pooler." in n for n in match.missing):
-        model.remove_pooler()
+    match = load_weights(model, weights, prefix=prefix, allow_partial=allow_partial)
     return LoadedModel(
         model.eval(),
         name,
@@ -247,13 +226,30 @@ def image_size(model: nn.Module) -> int | None:
         32
     """
     embedding = getattr(model, "patch_embed", None)
-    for owner, name in ((model, "image_size"), (embedding, "img_size")):
+    config = getattr(getattr(model, "model", None), "config", None)
+    for owner, name in ((model, "image_size"), (embedding, "img_size"), (config, "image_size")):
         size = getattr(owner, name, None)
         if isinstance(size, (tuple, list)) and size:
             size = size[0]
         if isinstance(size, int):
             return size
     return None
+
+
+def _load_transformers(
+    arch: str | None, weights: Weights, prefix: str | None, allow_partial: bool
+) -> LoadedModel:
+    """Names differ between transformers' versions, so that its own loader reads its folders."""
+    if prefix is not None:
+        raise ValueError(f"prefix does not apply to checkpoints of transformers, got {prefix!r}")
+    name, model, missing, unused = hub.load_transformers(weights.config, weights.source)
+    _check_agreement(arch, name, weights)
+    own = model.model.state_dict()
+    missing = [n for n in missing if n in own]
+    if not allow_partial:
+        _check_complete(weights, own, {}, missing, [])
+    match = Match("", len(own) - len(missing), missing, unused=unused)
+    return LoadedModel(model.eval(), name, match, None, image_size(model), match.notes())
 
 
 def _check_agreement(arch: str | None, name: str, weights: Weights) -> None:
@@ -346,7 +342,7 @@ def _check_complete(
     missing: Sequence[str],
     mismatched: Sequence[str],
 ) -> None:
-    wrong = [n for n in mismatched if not _is_head(n)]
+    wrong = [n for n in mismatched if not is_head(n)]
     if wrong:
         first = wrong[0]
         raise ValueError(
@@ -355,17 +351,13 @@ def _check_complete(
             + (f", and {len(wrong) - 1} more tensors differ" if wrong[1:] else "")
             + "; name the architecture that it was trained with"
         )
-    absent = [n for n in missing if not _is_head(n)]
+    absent = [n for n in missing if not is_head(n)]
     if absent:
         raise ValueError(
             f"checkpoint {weights.source} lacks {len(absent)} of the model's {len(own)} tensors: "
             f"{_some(absent)}; name the architecture that it was trained with, or allow a partial "
             "match, which leaves them random"
         )
-
-
-def _is_head(name: str) -> bool:
-    return name.split(".", maxsplit=1)[0] in _HEADS
 
 
 def _some(names: Collection[str], shown: int = 3) -> str:

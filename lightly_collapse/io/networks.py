@@ -22,6 +22,13 @@ _CONTAINERS = (
 _TRAINING = re.compile(r"optim|sched|scaler|^loops$|^buffers$|^rng|^hyper_parameters$|^loss$")
 # Parts of a name that PyTorch's wrappers add, at any depth.
 _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+# Parts behind the representation, by the names in torchvision, timm, Lightly and papers' code.
+_HEADS = {
+    *("fc", "classifier", "head", "heads", "head_dist", "linear", "last_linear", "pre_logits"),
+    *("AuxLogits", "aux1", "aux2", "aux_head", "pooler"),
+    *("projection_head", "prediction_head", "projector", "predictor", "prototypes"),
+    *("queue", "queue_ptr", "n_averaged"),
+}
 _SECOND_WORDS = ("momentum", "teacher", "target", "average", "callbacks")
 _SECOND_PARTS = {"ema", "key", "k", "swa", "emamodel"}
 _MAX_DEPTH = 12
@@ -97,6 +104,22 @@ def _flatten(content: Mapping[Any, Any], depth: int) -> dict[str, Tensor]:
             inner = {f"{key}.{name}": tensor for name, tensor in inner.items()}
         flat.update(inner)
     return flat
+
+
+def is_head(name: str) -> bool:
+    """Whether a tensor of a model belongs to a part behind its representation.
+
+    Args:
+        name: the tensor's name in the model.
+
+    Returns:
+        True for classification and projection heads, prototypes and queues.
+
+    Examples:
+        >>> is_head("fc.weight"), is_head("layer4.0.conv1.weight")
+        (True, False)
+    """
+    return name.split(".", maxsplit=1)[0] in _HEADS
 
 
 def find_networks(

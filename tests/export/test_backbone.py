@@ -72,7 +72,7 @@ def test_lightning_checkpoint_through_the_command(tmp_path, capsys):
     assert main(arguments) == 0
     printed = capsys.readouterr().out
     assert "ResNet-18, found under 'backbone.' (also found: 'backbone_momentum.')" in printed
-    assert "projection_head (10), num_batches_tracked" in printed
+    assert "projection_head.layers (10)" in printed
     assert output.exists()
     assert output.with_suffix(".yaml").exists()
     assert_accounted(module, find_backbone(tmp_path / "last.ckpt"))
