@@ -89,3 +89,12 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
 def _allowed() -> list[Any]:
     scalar: Any = np.float64(0).__reduce__()[0]
     return [*_PLAIN, *((scalar, name) for name in _NUMPY_SCALARS)]
+
+
+def __getattr__(name: str) -> Any:
+    """Names that moved: report/command.py asks for them here until it calls `load_model`."""
+    if name not in ("Match", "create_backbone", "load_checkpoint"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from lightly_collapse.io import models  # noqa: PLC0415
+
+    return getattr(models, name)

@@ -9,9 +9,9 @@ import torch
 from rich.console import Console
 from torch.utils.data import DataLoader
 
+from lightly_collapse.io.checkpoints import Match, create_backbone, load_checkpoint
 from lightly_collapse.io.files import atomic_write, check_writable_folder
 from lightly_collapse.io.images import ImageFolderLoader, digits_loader
-from lightly_collapse.io.models import load_model
 from lightly_collapse.report.compare import compare
 from lightly_collapse.report.measure import measure
 from lightly_collapse.report.pages.figures import to_png
@@ -66,7 +66,8 @@ def measure_command(
     """
     folder = check_writable_folder(output)
     torch.manual_seed(seed)
-    loaded = load_model(arch, checkpoint)
+    model = create_backbone(arch)
+    match = None if checkpoint is None else load_checkpoint(model, checkpoint)
     size = image_size or (32 if data == "digits" else 224)
     loader: ImageFolderLoader | DataLoader[Any]
     if data == "digits":
@@ -75,7 +76,7 @@ def measure_command(
         loader = ImageFolderLoader(data, size, batch_size, workers, limit=limit, seed=seed)
     try:
         report = measure(
-            loaded.model,
+            model,
             loader,
             layers,
             positions=positions,
@@ -98,7 +99,7 @@ def measure_command(
         report,
         source={"model": arch, "checkpoint": str(checkpoint or "none"), "data": data},
         settings=report.settings | {"image_size": size},
-        notes=[*loaded.notes, *_unreadable_notes(getattr(loader, "unreadable", []))],
+        notes=[*_match_notes(match), *_unreadable_notes(getattr(loader, "unreadable", []))],
     )
     report.save(folder / "measure.json")
     report.to_html(folder / "measure.html")
@@ -138,6 +139,24 @@ def _device(name: str) -> torch.device:
         return torch.device(name)
     except RuntimeError as error:
         raise ValueError(f"device must be auto or one that torch knows, got {name!r}") from error
+
+
+def _match_notes(match: Match | None) -> list[str]:
+    if match is None:
+        return ["No checkpoint was given: the weights are random."]
+    where = f"under the prefix {match.prefix!r}" if match.prefix else "without a prefix"
+    notes = [f"{match.loaded} tensors of the checkpoint were loaded, found {where}."]
+    random = [*match.missing, *(f"{n} (another shape)" for n in match.mismatched)]
+    if random:
+        notes.append(
+            f"{len(random)} tensors of the model are not in the checkpoint and stay random, so the "
+            f"numbers are not those of the trained model: {_list(random)}."
+        )
+    if match.unused:
+        notes.append(
+            f"{len(match.unused)} tensors of the checkpoint were not used: {_list(match.unused)}."
+        )
+    return notes
 
 
 def _unreadable_notes(unreadable: Sequence[str]) -> list[str]:

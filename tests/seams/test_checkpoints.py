@@ -12,10 +12,8 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
-from lightly_collapse.cli import main
 from lightly_collapse.export import to_detectron2, to_torchvision
 from lightly_collapse.io.backbones import BackboneSettings, create_backbone
-from lightly_collapse.io.images import digits_loader
 from lightly_collapse.io.models import load_model
 from lightly_collapse.pretrain.checkpoint import AtomicCheckpointIO
 from lightly_collapse.pretrain.methods import (
@@ -30,7 +28,6 @@ from lightly_collapse.pretrain.methods import (
     SwAV,
     VICReg,
 )
-from lightly_collapse.report import measure
 from tests.seams.checkpoint_forms import FORMS, noise, tensors, under
 
 CIFAR = BackboneSettings("resnet18", stem="cifar", width=4)
@@ -183,31 +180,6 @@ def test_a_detector_starts_from_an_exported_checkpoint(tmp_path, published):
         published.maxpool(published.relu(published.bn1(published.conv1(images))))
     )
     torch.testing.assert_close(body(images)["0"], wanted)
-
-
-def spectrum(folder):
-    return json.loads((folder / "measure.json").read_text())["layers"][0]["spectrum"]
-
-
-def test_the_commands_measure_what_was_trained(tmp_path, networks, capsys):
-    torch.manual_seed(0)
-    method = SimCLR(backbone=CIFAR)
-    method.backbone.load_state_dict(networks["cifar"].state_dict())
-    FORMS["moco"](networks["cifar"], tmp_path)
-    paths = {"run": checkpoint_of(method, tmp_path), "moco": tmp_path / "c.pth"}
-    wanted = measure(networks["cifar"], digits_loader(16, 64, 80), lid_k=5).output.spectrum
-    common = ["--data", "digits", "--limit", "80", "--image-size", "16", "--lid-k", "5"]
-    for name, path in paths.items():
-        words = ["--arch", "resnet18", "--checkpoint", str(path), "--output", str(tmp_path / name)]
-        assert main(["measure", *common, *words]) == 0
-        assert spectrum(tmp_path / name) == pytest.approx(wanted, rel=1e-4, abs=1e-6)
-    reports = [str(tmp_path / name / "measure.json") for name in paths]
-    assert main(["compare", *reports, "--output", str(tmp_path / "both")]) == 0
-    words = ["--arch", "resnet50", "--checkpoint", str(paths["run"]), "--output", str(tmp_path)]
-    capsys.readouterr()
-    assert main(["measure", *common, *words]) == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert "is of the architecture resnet18, not resnet50; leave arch out" in line
 
 
 def test_a_timm_backbone(tmp_path):
