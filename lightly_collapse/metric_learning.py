@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightly_collapse.functional.intrinsic_dimension import lid_mle, lid_mom
 from lightly_collapse.functional.orthogonality import check_kind, orthogonality_penalty
+from lightly_collapse.loss.ldreg import Estimator
 
 try:
     from pytorch_metric_learning.reducers import SumReducer
@@ -89,7 +90,7 @@ class LDRegEmbeddingRegularizer(BaseRegularizer):  # type: ignore[misc]
         >>> loss = loss_fn(torch.randn(32, 64), torch.arange(16).repeat(2))
     """
 
-    def __init__(self, k: int = 64, estimator: str = "mom", **kwargs: Any) -> None:
+    def __init__(self, k: int = 64, estimator: Estimator = "mom", **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if k < 2:
             raise ValueError(f"k must be at least 2, got {k}: a LID compares two distances")

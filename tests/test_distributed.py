@@ -13,7 +13,12 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from lightly_collapse.loss import DirectCLRLoss, LDRegularizer, OrthogonalityRegularizer
+from lightly_collapse.loss import (
+    DirectCLRLoss,
+    LDRegularizer,
+    OrthogonalityRegularizer,
+    VarianceCovarianceRegularizer,
+)
 from tests.helpers import normal
 
 WORLD = 2
@@ -37,6 +42,9 @@ class Case:
         if self.kind == "directclr":
             directclr = DirectCLRLoss(loss_dim=3, temperature=0.3, gather_distributed=True)
             return lambda z0, z1, _: directclr(z0, z1)
+        if self.kind == "covariance":
+            covariance = VarianceCovarianceRegularizer(1.0, 0.5, gather_distributed=True)
+            return lambda z0, z1, _: covariance(z0, z1)
         ldreg = LDRegularizer(
             weight=0.7, k=7, norm=self.norm, estimator=self.estimator, gather_distributed=True
         )
@@ -47,6 +55,7 @@ class Case:
 
 CASES = [
     Case("directclr"),
+    Case("covariance"),
     *(
         Case("ldreg", norm, estimator, with_reference)
         for norm in ("l1", "l2")
@@ -56,6 +65,7 @@ CASES = [
 ]
 MISMATCHES = [
     Case("directclr", mismatch="views"),
+    Case("covariance", mismatch="views"),
     Case("ldreg", mismatch="views"),
     Case("ldreg", with_reference=True, mismatch="reference"),
 ]
@@ -177,7 +187,7 @@ def test_a_part_of_the_batch_gives_something_else(case: Case) -> None:
 def test_mismatched_shapes_raise_on_every_process(
     results: list[dict[Any, Any]], case: Case
 ) -> None:
-    name = {"directclr": "out0", "ldreg": "views"}[case.kind]
+    name = {"directclr": "out0", "ldreg": "views", "covariance": "views[0]"}[case.kind]
     if case.mismatch == "reference":
         name = "reference"
     messages = [result[case] for result in results]

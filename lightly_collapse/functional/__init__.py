@@ -1,11 +1,16 @@
 """Pure functions, tensor in, tensor out: every formula of the package, once."""
 
+from lightly_collapse.functional.covariance import covariance_penalty, variance_penalty
 from lightly_collapse.functional.hypersphere import alignment, uniformity, wasserstein_uniformity
 from lightly_collapse.functional.intrinsic_dimension import (
     fisher_rao_distance,
     geometric_mean,
     lid_mle,
     lid_mom,
+)
+from lightly_collapse.functional.lid_distributions import (
+    asymptotic_kl_divergence,
+    frechet_variance,
 )
 from lightly_collapse.functional.lidar import lidar
 from lightly_collapse.functional.orthogonality import orthogonality_penalty, weight_matrix
@@ -26,11 +31,14 @@ from lightly_collapse.functional.two_nn import danco, two_nn
 __all__ = [
     "alignment",
     "alpha_req",
+    "asymptotic_kl_divergence",
     "collapsed_dimensions",
     "condition_number",
+    "covariance_penalty",
     "danco",
     "effective_rank",
     "fisher_rao_distance",
+    "frechet_variance",
     "geometric_mean",
     "lid_mle",
     "lid_mom",
@@ -44,6 +52,7 @@ __all__ = [
     "stable_rank",
     "two_nn",
     "uniformity",
+    "variance_penalty",
     "wasserstein_uniformity",
     "weight_matrix",
 ]

@@ -3,5 +3,11 @@
 from lightly_collapse.loss.directclr import DirectCLRLoss
 from lightly_collapse.loss.ldreg import LDRegularizer
 from lightly_collapse.loss.orthogonality import OrthogonalityRegularizer
+from lightly_collapse.loss.variance_covariance import VarianceCovarianceRegularizer
 
-__all__ = ["DirectCLRLoss", "LDRegularizer", "OrthogonalityRegularizer"]
+__all__ = [
+    "DirectCLRLoss",
+    "LDRegularizer",
+    "OrthogonalityRegularizer",
+    "VarianceCovarianceRegularizer",
+]

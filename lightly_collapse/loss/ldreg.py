@@ -1,5 +1,8 @@
 """LDReg: a regularizer that raises the local intrinsic dimensionality of representations."""
 
+import math
+from typing import Literal
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -20,12 +23,21 @@ from lightly_collapse.functional.neighbors import neighbor_distances
 _ESTIMATORS = {"mom": lid_mom_from_distances, "mle": lid_mle_from_distances}
 _NORMS = ("l1", "l2")
 
+Norm = Literal["l1", "l2"]
+Estimator = Literal["mom", "mle"]
+
 
 class LDRegularizer(nn.Module):
     """Local dimensionality regularization: minus the mean log LID of the samples, weighted.
 
         l1: -weight * mean_i ln LID_i
         l2: -weight * sqrt(mean_i (ln LID_i)^2)
+
+    With a `target_dimension` t the Fisher-Rao distance from it is lowered instead, and the LID is
+    pulled towards t from either side:
+
+        l1: weight * mean_i abs(ln(LID_i / t))
+        l2: weight * sqrt(mean_i ln(LID_i / t)^2)
 
     Each sample's LID is estimated from its k nearest neighbours among all views stacked (of all
     processes when gathering) and the rows of `reference`; the sample itself is left out by its
@@ -41,16 +53,21 @@ class LDRegularizer(nn.Module):
             incomplete last batch may be too small: use `drop_last=True` in the data loader.
         norm: `l1` or `l2`.
         estimator: `mom`, the method of moments, or `mle`, maximum likelihood.
+        target_dimension: the LID to pull towards; None to raise it without limit.
+        minimize: lower the LID instead of raising it, by the opposite sign (MinLID, a control
+            experiment of the paper that degrades representations).
         gather_distributed: seek the neighbours in all processes. Value and gradient are then those
             of one process with the whole batch, given that gradients are averaged over processes,
             as DistributedDataParallel does.
 
     Raises:
-        ValueError: if `weight` is negative or not finite, `k` is below 2, or `norm` or `estimator`
-            is unknown.
+        ValueError: if `weight` is negative or not finite, `k` is below 2, `norm` or `estimator`
+            is unknown, `target_dimension` is not positive and finite, or is given together with
+            `minimize`.
 
     Source: Huang et al., "LDReg: Local dimensionality regularized self-supervised learning", ICLR
-    2024, arXiv 2401.10474, equations 4 and 5, and its official code.
+    2024, arXiv 2401.10474, equations 1 to 3, appendix A (target dimension), appendix G.2 (MinLID),
+    and its official code.
 
     Examples:
         >>> regularizer = LDRegularizer(weight=0.01, k=16)
@@ -62,9 +79,11 @@ class LDRegularizer(nn.Module):
         self,
         weight: float = 0.01,
         k: int = 64,
-        norm: str = "l1",
-        estimator: str = "mom",
+        norm: Norm = "l1",
+        estimator: Estimator = "mom",
         gather_distributed: bool = False,
+        target_dimension: float | None = None,
+        minimize: bool = False,
     ) -> None:
         super().__init__()
         if not 0 <= weight < float("inf"):
@@ -77,11 +96,22 @@ class LDRegularizer(nn.Module):
             raise ValueError(
                 f"estimator must be one of {', '.join(_ESTIMATORS)}, got {estimator!r}"
             )
+        if target_dimension is not None and not 0 < target_dimension < float("inf"):
+            raise ValueError(
+                f"target_dimension must be positive and finite, got {target_dimension}"
+            )
+        if minimize and target_dimension is not None:
+            raise ValueError(
+                f"minimize must be False with a target_dimension, got {target_dimension}: the LID "
+                "is either lowered without limit or pulled towards a value"
+            )
         self.weight = weight
         self.k = k
         self.norm = norm
         self.estimator = estimator
         self.gather_distributed = gather_distributed
+        self.target_dimension = target_dimension
+        self.minimize = minimize
 
     def forward(self, *views: Tensor, reference: Tensor | None = None) -> Tensor:
         """Compute the weighted penalty of one view or more.
@@ -93,7 +123,7 @@ class LDRegularizer(nn.Module):
                 such as BYOL's momentum features.
 
         Returns:
-            A scalar, usually negative.
+            A scalar: usually negative, with `minimize` positive, with a target not negative.
 
         Raises:
             ValueError: if no view is given, a view is not 2-D, is empty or holds NaN or inf, the
@@ -136,16 +166,23 @@ class LDRegularizer(nn.Module):
             return (x * 0).sum()
         with torch.autocast(x.device.type, enabled=False):
             log_lid = _ESTIMATORS[self.estimator](neighbor_distances(x, points, self.k, own)).log()
+            sign = -1.0
+            if self.target_dimension is not None:
+                sign, log_lid = 1.0, log_lid - math.log(self.target_dimension)
+                log_lid = log_lid.abs() if self.norm == "l1" else log_lid
+            elif self.minimize:
+                sign = 1.0
             if self.norm == "l1":
                 mean = log_lid.mean()
-                return -self.weight * (mean_over_processes(mean) if gather else mean)
-            return -self.weight * self._root_mean_square(log_lid, gather)
+                return sign * self.weight * (mean_over_processes(mean) if gather else mean)
+            return sign * self.weight * self._root_mean_square(log_lid, gather)
 
     def extra_repr(self) -> str:
         """The settings, as they stand in the module's printed form."""
         return (
             f"weight={self.weight}, k={self.k}, norm={self.norm!r}, "
-            f"estimator={self.estimator!r}, gather_distributed={self.gather_distributed}"
+            f"estimator={self.estimator!r}, gather_distributed={self.gather_distributed}, "
+            f"target_dimension={self.target_dimension}, minimize={self.minimize}"
         )
 
     @staticmethod

@@ -10,6 +10,8 @@ from lightly.models.utils import get_weight_decay_parameters
 from lightly.utils.lars import LARS
 from torch import nn
 
+from lightly_collapse.loss.ldreg import Estimator, Norm
+
 
 @dataclass(frozen=True)
 class Orthogonality:
@@ -42,8 +44,8 @@ class LDReg:
 
     weight: float = 0.01
     k: int = 64
-    norm: str = "l1"
-    estimator: str = "mom"
+    norm: Norm = "l1"
+    estimator: Estimator = "mom"
     from_epoch: int = 0
 
 

@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lightly_collapse.functional import fisher_rao_distance, geometric_mean, lid_mle, lid_mom
+from lightly_collapse.functional import (
+    asymptotic_kl_divergence,
+    fisher_rao_distance,
+    frechet_variance,
+    geometric_mean,
+    lid_mle,
+    lid_mom,
+)
 from lightly_collapse.functional.intrinsic_dimension import (
     lid_mle_from_distances,
     lid_mom_from_distances,
@@ -230,3 +237,42 @@ def test_other_bad_arguments(estimator: Estimator) -> None:
     for r in (torch.ones(3), torch.ones(3, 1), torch.ones(1, 3, 4)):
         with pytest.raises(ValueError, match=r"^r must"):
             FROM_DISTANCES[estimator](r)
+
+
+@given(seed=seeds, n=st.integers(1, 30))
+def test_frechet_variance_is_the_mean_squared_distance_from_the_mean(seed: int, n: int) -> None:
+    lid = normal(n, seed=seed).exp()
+    distance = fisher_rao_distance(lid, geometric_mean(lid))
+    torch.testing.assert_close(frechet_variance(lid), distance.square().mean())
+    # No other centre is nearer: it is the Fréchet mean.
+    for factor in (0.9, 1.1):
+        other = fisher_rao_distance(lid, factor * geometric_mean(lid))
+        assert other.square().mean() > frechet_variance(lid)
+
+
+@pytest.mark.parametrize(("a", "b"), [(1.0, 1.0), (3.0, 8.0), (8.0, 3.0), (0.5, 20.0)])
+def test_asymptotic_kl_is_the_integral(a: float, b: float) -> None:
+    # E over r = u^(1/a), u uniform, of ln(a r^(a-1)) - ln(b r^(b-1)), by the midpoint rule.
+    u = (torch.arange(200_000, dtype=torch.float64) + 0.5) / 200_000
+    log_r = u.log() / a
+    exact = (math.log(a / b) + (a - b) * log_r).mean().item()
+    found = asymptotic_kl_divergence(torch.tensor(a).double(), torch.tensor(b).double())
+    assert found.item() == pytest.approx(exact, abs=1e-4)
+
+
+@given(a=st.floats(0.1, 100), relative=st.floats(-1e-3, 1e-3))
+def test_asymptotic_kl_near_is_half_the_squared_distance(a: float, relative: float) -> None:
+    lid0, lid1 = torch.tensor(a).double(), torch.tensor(a * (1 + relative)).double()
+    half = fisher_rao_distance(lid0, lid1).square() / 2
+    torch.testing.assert_close(asymptotic_kl_divergence(lid0, lid1), half, rtol=1e-3, atol=1e-15)
+
+
+def test_bad_lids_of_variance_and_divergence() -> None:
+    good = torch.ones(3)
+    for bad in (torch.tensor([]), torch.tensor([1.0, 0.0]), torch.tensor([1.0, math.nan])):
+        with pytest.raises(ValueError, match=r"^lid must"):
+            frechet_variance(bad)
+        with pytest.raises(ValueError, match=r"^lid0 must"):
+            asymptotic_kl_divergence(bad, good)
+        with pytest.raises(ValueError, match=r"^lid1 must"):
+            asymptotic_kl_divergence(good, bad)

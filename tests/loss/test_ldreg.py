@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from lightly_collapse.functional import fisher_rao_distance, geometric_mean, lid_mle, lid_mom
 from lightly_collapse.loss import LDRegularizer
 from tests.helpers import BAD_FEATURES, dtypes, gradient, leaf, normal, orthonormal, seeds
 
@@ -243,3 +244,48 @@ def test_bad_calls() -> None:
 def test_bad_settings(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         LDRegularizer(**arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_target_dimension_is_the_fisher_rao_distance(estimator: str) -> None:
+    x, target = leaf(normal(24, 7, seed=30)), 3.5
+    for norm in NORMS:
+        lid = {"mom": lid_mom, "mle": lid_mle}[estimator](x, k=6)
+        distance = fisher_rao_distance(lid, torch.tensor(target, dtype=torch.float64))
+        mean = distance.mean() if norm == "l1" else distance.square().mean().sqrt()
+        regularizer = LDRegularizer(0.3, 6, norm, estimator, target_dimension=target)
+        penalty = regularizer(x)
+        torch.testing.assert_close(penalty, 0.3 * mean)
+        torch.testing.assert_close(gradient(penalty, x), gradient(0.3 * mean, x))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("target", [2.0, 12.0])
+def test_descending_pulls_towards_the_target(norm: str, target: float) -> None:
+    x = leaf(normal(60, 8))
+    regularizer = LDRegularizer(weight=1.0, k=15, norm=norm, target_dimension=target)
+    before = regularizer(x).item()
+    start = geometric_mean(lid_mom(x, k=15)).item()
+    for _ in range(30):
+        x = leaf(x - 0.1 * gradient(regularizer(x), x))
+    assert regularizer(x).item() < before
+    end = geometric_mean(lid_mom(x, k=15)).item()
+    assert (end - start) * (target - start) > 0
+
+
+def test_minimize_is_the_opposite_and_lowers_the_dimension() -> None:
+    x = leaf(normal(30, 6))
+    up, down = LDRegularizer(1.0, 8), LDRegularizer(1.0, 8, minimize=True)
+    torch.testing.assert_close(down(x), -up(x))
+    before = geometric_mean(lid_mom(x, k=8)).item()
+    for _ in range(20):
+        x = leaf(x - 0.05 * gradient(down(x), x))
+    assert geometric_mean(lid_mom(x, k=8)).item() < before - 0.1
+
+
+def test_bad_targets() -> None:
+    for target in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match=r"^target_dimension must be positive"):
+            LDRegularizer(target_dimension=target)
+    with pytest.raises(ValueError, match=r"^minimize must be False with a target_dimension"):
+        LDRegularizer(target_dimension=4.0, minimize=True)
