@@ -88,7 +88,9 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 def _allowed() -> list[Any]:
     scalar: Any = np.float64(0).__reduce__()[0]
-    return [*_PLAIN, *((scalar, name) for name in _NUMPY_SCALARS)]
+    # PyTorch takes a class under another name since 2.7.
+    takes_names = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 7)
+    return [*_PLAIN, *((scalar, n) if takes_names else scalar for n in _NUMPY_SCALARS)]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Checkpoints in the Hugging Face Hub's form: `config.json` beside the weights."""
+"""Models of hubs: Hugging Face's (`config.json` beside the weights) and `torch.hub`'s."""
 
 import json
 from collections.abc import Mapping
@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -15,6 +16,9 @@ from lightly_collapse.io.checkpoints import CORRUPT, reason
 
 SCHEME = "hf-hub:"
 """Names that begin so are repositories of the Hub: `hf-hub:timm/resnet18.a1_in1k`."""
+
+TORCH_SCHEME = "torch.hub:"
+"""Names that begin so are `torch.hub`'s: `torch.hub:facebookresearch/dino:main/dino_resnet50`."""
 
 _FOLDER = "_folder"  # beside what config.json holds
 _FILES = ("config.json", "*.safetensors", "*.safetensors.index.json")
@@ -150,6 +154,44 @@ def load_transformers(
         missing = [name for name in missing if not name.startswith("pooler.")]
     name = f"transformers/{config['model_type']}"
     return name, TransformersBackbone(model), missing, sorted(found["unexpected_keys"])
+
+
+def load_torch_hub(name: str) -> tuple[str, nn.Module]:
+    """A model of `torch.hub` with the weights that its repository gives it.
+
+    Unlike every other loader here this runs the repository's code, as `torch.hub.load` does. It
+    asks for confirmation where the owner is not trusted yet.
+
+    Args:
+        name: `torch.hub:<owner>/<repository>[:<branch>]/<entry point>`.
+
+    Returns:
+        The entry point's name and the model.
+
+    Raises:
+        ValueError: if the name has another form, the repository is not trusted, or it gives no
+            model.
+        OSError: if the repository can neither be reached nor found in the cache.
+    """
+    repository, _, entry = name.removeprefix(TORCH_SCHEME).rpartition("/")
+    if repository.count("/") != 1 or not entry:
+        raise ValueError(
+            f"checkpoint {name}: must be {TORCH_SCHEME}<owner>/<repository>[:<branch>]/<entry>"
+        )
+    try:
+        load: Any = torch.hub.load
+        model = load(repository, entry, trust_repo="check", verbose=False)
+    except EOFError as error:  # torch.hub asks on standard input
+        raise ValueError(
+            f"checkpoint {name}: {repository} is not trusted to run its code; call "
+            f"torch.hub.load({repository!r}, {entry!r}, trust_repo=True) once"
+        ) from error
+    except Exception as error:  # whatever the repository's code raises
+        kind = OSError if isinstance(error, OSError) else ValueError
+        raise kind(f"checkpoint {name}: torch.hub cannot load it ({reason(error)})") from error
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"checkpoint {name}: gives a {type(model).__name__}, not a model")
+    return entry, model
 
 
 class TransformersBackbone(nn.Module):

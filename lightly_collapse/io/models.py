@@ -93,8 +93,9 @@ def load_model(
 
     Args:
         arch: name as for `create_backbone`.
-        checkpoint: file, folder or `hf-hub:` name as for `read_weights`; random weights without
-            one.
+        checkpoint: file, folder or `hf-hub:` name as for `read_weights`, or a name of `torch.hub`,
+            `torch.hub:<owner>/<repository>/<entry point>`, which runs the repository's code;
+            random weights without one.
         prefix: of the network that is meant, such as `teacher.`; by default the online network,
             before momentum, teacher and averaged (EMA) ones.
         allow_partial: leave tensors random that the checkpoint lacks or has in another shape.
@@ -122,6 +123,8 @@ def load_model(
         model = create_backbone(arch).eval()
         note = "No checkpoint was given: the weights are random."
         return LoadedModel(model, arch, image_size=image_size(model), notes=[note])
+    if os.fspath(checkpoint).startswith(hub.TORCH_SCHEME):
+        return _load_torch_hub(arch, os.fspath(checkpoint))
     weights = read_weights(checkpoint)
     notes: list[str] = []
     if weights.pretrained is not None:
@@ -234,6 +237,14 @@ def image_size(model: nn.Module) -> int | None:
         if isinstance(size, int):
             return size
     return None
+
+
+def _load_torch_hub(arch: str | None, name: str) -> LoadedModel:
+    if arch is not None:
+        raise ValueError(f"checkpoint {name} says which model it is; leave arch out, got {arch!r}")
+    entry, model = hub.load_torch_hub(name)
+    note = f"The weights are those that {name} gives."
+    return LoadedModel(model.eval(), entry, image_size=image_size(model), notes=[note])
 
 
 def _load_transformers(

@@ -115,6 +115,12 @@ FORMS = {
         lambda net: {"state_dict_ema": noise(net.state_dict()), "state_dict": net.state_dict()}
     ),
     "weight averaging": saved(averaged),
+    "ema callback": saved(
+        lambda net: {
+            "callbacks": {"EMA{'decay': 0.99}": {"ema_state_dict": noise(net.state_dict())}},
+            "state_dict": under("model.", net.state_dict()),
+        }
+    ),
     "vissl": saved(vissl),
     "dino": saved(dino),
     "moco": saved(moco),

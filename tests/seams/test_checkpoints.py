@@ -4,13 +4,16 @@ Each gives the features of the module that was saved, or refuses in one line tha
 """
 
 import copy
+import io
 import json
 import pickle
 
 import pytest
 import torch
+import torch.distributed.checkpoint.metadata as dcp
 import torchvision
 from safetensors.torch import save_file
+from torch.distributed.checkpoint import filesystem
 
 from lightly_collapse.export import to_detectron2, to_torchvision
 from lightly_collapse.io.backbones import BackboneSettings, create_backbone
@@ -259,6 +262,46 @@ def test_a_repository_in_the_hubs_cache_needs_no_network(tmp_path, monkeypatch):
         load_model(None, "hf-hub:a/b/c")
 
 
+def test_a_repository_of_torch_hub(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
+    folder = tmp_path / "facebookresearch_small_main"
+    folder.mkdir()
+    torch.save(torch.nn.Linear(3, 2).state_dict(), folder / "w.pth")
+    (folder / "hubconf.py").write_text(
+        "import pathlib, torch\n"
+        "def small():\n"
+        "    net = torch.nn.Linear(3, 2)\n"
+        "    net.load_state_dict(torch.load(pathlib.Path(__file__).parent / 'w.pth'))\n"
+        "    return net\n"
+        "def broken():\n"
+        "    raise KeyError('no weights\\nat all')\n"
+        "def number():\n"
+        "    return 3\n"
+    )
+    name = "torch.hub:facebookresearch/small:main"
+    loaded = load_model(None, f"{name}/small")
+    assert torch.equal(loaded.model.weight, torch.load(folder / "w.pth")["weight"])
+    for entry, why in (
+        ("broken", "torch.hub cannot load it"),
+        ("none", "torch.hub cannot load it"),
+        ("number", "gives a int, not a model"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            load_model(None, f"{name}/{entry}")
+    with pytest.raises(ValueError, match="leave arch out"):
+        load_model("resnet18", f"{name}/small")
+    with pytest.raises(ValueError, match=r"must be torch\.hub:<owner>"):
+        load_model(None, "torch.hub:small")
+    # What is in the cache is trusted; else torch.hub asks on standard input.
+    monkeypatch.setattr(torch.hub, "_get_cache_or_reload", eof)
+    with pytest.raises(ValueError, match="someone/small:main is not trusted to run its code"):
+        load_model(None, "torch.hub:someone/small:main/small")
+
+
+def eof(*_):
+    raise EOFError
+
+
 class Bomb:
     def __reduce__(self):
         return (print, ("ran",))
@@ -270,6 +313,49 @@ def test_no_code_in_a_distributed_checkpoint_is_run(tmp_path, networks, capsys):
     with pytest.raises(ValueError, match=r"asks for builtins\.print, which no index"):
         load_model("resnet18", folder)
     assert capsys.readouterr().out == ""
+
+
+def test_a_sharded_run_with_lightnings_metadata(tmp_path):
+    """Two shards of every tensor, as two processes of FSDP write them, and `meta.pt` beside."""
+    torch.manual_seed(0)
+    method = SimCLR(backbone=CIFAR)
+    trained(method)
+    checkpoint = {"epoch": 3}
+    method.on_save_checkpoint(checkpoint)
+    torch.save(checkpoint, tmp_path / "meta.pt")
+    entries, places = {}, {}
+    for rank in (0, 1):
+        file = io.BytesIO()
+        for name, tensor in under("model.", method.state_dict()).items():
+            rows = tensor.shape[0] // 2 if tensor.ndim else 0
+            if rank == 1 and not tensor.ndim:
+                continue
+            part = tensor if not tensor.ndim else (tensor[:rows], tensor[rows:])[rank]
+            offset = torch.Size([rank * rows, *[0] * (tensor.ndim - 1)] if tensor.ndim else [])
+            chunk = dcp.ChunkStorageMetadata(offset, part.shape)
+            properties = dcp.TensorProperties.create_from_tensor(tensor)
+            entry = entries.setdefault(
+                name, dcp.TensorStorageMetadata(properties, tensor.shape, [])
+            )
+            entry.chunks.append(chunk)
+            start = file.tell()
+            torch.save(part.clone(), file)
+            places[dcp.MetadataIndex(name, offset)] = filesystem._StorageInfo(
+                f"__{rank}_0.distcp", start, file.tell() - start
+            )
+        (tmp_path / f"__{rank}_0.distcp").write_bytes(file.getvalue())
+    index = dcp.Metadata(entries, {}, places, dcp.StorageMeta(tmp_path))
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(index))
+    loaded = load_model(None, tmp_path)
+    assert_same_features(loaded.model, method.backbone)
+    assert loaded.pretrained.method == "SimCLR"
+    whole = (tmp_path / "__1_0.distcp").read_bytes()
+    (tmp_path / "__1_0.distcp").write_bytes(whole[:-200])
+    with pytest.raises(ValueError, match=r"cannot be read \(its shard __1_0.distcp ends early"):
+        load_model(None, tmp_path)
+    (tmp_path / "__1_0.distcp").unlink()
+    with pytest.raises(FileNotFoundError, match=r"__1_0\.distcp"):
+        load_model(None, tmp_path)
 
 
 def damaged(content):
