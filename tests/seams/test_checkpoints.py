@@ -298,7 +298,7 @@ def test_a_repository_of_torch_hub(tmp_path, monkeypatch):
         load_model(None, "torch.hub:someone/small:main/small")
 
 
-def eof(*_):
+def eof(*_, **__):
     raise EOFError
 
 
