@@ -4,31 +4,31 @@
         --dataset-root bccd_voc --seeds 0 1 --output runs/comparison \
         --backbone random simclr=simclr-{seed}.pkl so=so-{seed}.pkl
 
-A run that is finished is not done again, one that was interrupted goes on from its last checkpoint.
-Writes table.md, comparison.json, pictures and index.html into the output folder.
+A run that is finished is not done again, one that was interrupted is resumed from its last
+checkpoint. Writes table.md, comparison.json, pictures and index.html into the output folder.
 """
 
 import argparse
 import hashlib
 import json
-import statistics
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from detection.config import add_arguments, read_overrides, read_values
+from detection.average_precision import average_precision
+from detection.config import add_arguments, parse_arguments, read_overrides, read_values
 from detection.datasets import read_datasets
 from detection.page import write_page
+from detection.photographs import Dataset
 from detection.pictures import Drawn, draw_pictures
-from detection.results import average_precision, read_predictions, write_json
-from detection.voc import Dataset
+from detection.results import describe_scores, read_predictions, write_json
+from detection.statistics import markdown_table, summarize, verdicts, warnings
 from lightly_collapse.io.files import atomic_write
 
 _TRAINERS = {"torchvision": "detection.train_torchvision", "detectron2": "detection.train_net"}
-_SCORES = ("AP", "AP50", "AP75")
 
 
 @dataclass(frozen=True)
@@ -40,21 +40,30 @@ class Run:
         weights: its file; empty for random initialisation.
         seed: of the fine-tuning, and where the file name says so of pretraining.
         folder: its OUTPUT_DIR.
+        learning_rate: SOLVER.BASE_LR; None for the configuration's.
     """
 
     name: str
     weights: str
     seed: int
     folder: Path
+    learning_rate: float | None = None
 
 
-def plan(backbones: Sequence[str], seeds: Sequence[int], output: Path) -> list[Run]:
+def plan(
+    backbones: Sequence[str],
+    seeds: Sequence[int],
+    output: Path,
+    learning_rates: Sequence[float] = (),
+) -> list[Run]:
     """The runs, seed by seed, so that an early stop leaves whole comparisons.
 
     Args:
         backbones: `random`, or NAME=FILE; `{seed}` in FILE stands for the seed.
         seeds: at least one.
         output: the folder that gets one folder for each run.
+        learning_rates: to try with every backbone, each a row of the table; none for the
+            configuration's.
 
     Raises:
         ValueError: if a name comes twice, is no plain word, or a file does not exist.
@@ -70,9 +79,12 @@ def plan(backbones: Sequence[str], seeds: Sequence[int], output: Path) -> list[R
             weights = file.replace("{seed}", str(seed))
             if weights and not Path(weights).is_file():
                 raise ValueError(f"--backbone {name}: no file {weights}")
-            runs.append(Run(name, weights, seed, output / f"{name}-seed{seed}"))
+            for rate in learning_rates or (None,):
+                row = name if rate is None else f"{name} lr {rate:g}"
+                folder = output / f"{row.replace(' ', '-')}-seed{seed}"
+                runs.append(Run(row, weights, seed, folder, rate))
     if len({run.folder for run in runs}) < len(runs):
-        raise ValueError("--backbone, --seeds: each name and each seed must come once")
+        raise ValueError("--backbone, --seeds, --learning-rates: each must come once")
     return runs
 
 
@@ -87,11 +99,14 @@ def execute(run: Run, arguments: argparse.Namespace) -> dict[str, Any]:
     """
     command = [
         *(sys.executable, "-m", _TRAINERS[arguments.trainer]),
-        *("--config-file", arguments.config_file, "--num-gpus", str(arguments.num_gpus)),
+        *("--config-file", arguments.config_file),
+        *(("--num-gpus", str(arguments.num_gpus)) if arguments.num_gpus is not None else ()),
+        *(("--allow-partial",) if arguments.allow_partial else ()),
         *(("--dataset-root", str(arguments.dataset_root)) if arguments.dataset_root else ()),
         *(("--classes", *arguments.classes) if arguments.classes else ()),
         *("--resume", *arguments.opts),
         *("MODEL.WEIGHTS", run.weights, "OUTPUT_DIR", str(run.folder), "SEED", str(run.seed)),
+        *(("SOLVER.BASE_LR", str(run.learning_rate)) if run.learning_rate is not None else ()),
     ]
     settings = _settings(run, arguments)
     run.folder.mkdir(parents=True, exist_ok=True)
@@ -102,9 +117,8 @@ def execute(run: Run, arguments: argparse.Namespace) -> dict[str, Any]:
         )
     if marker.is_file() and result_file.is_file():
         result: dict[str, Any] = json.loads(result_file.read_text())
-        if result.get("is_final"):
-            print(f"{run.folder.name}: already there, AP50 {result['AP50']:.2f}", flush=True)
-            return result
+        print(f"{run.folder.name}: already there, {describe_scores(result)}", flush=True)
+        return result
     write_json(marker, settings)
     print(f"{run.folder.name}: running, log in {run.folder / 'output.txt'}", flush=True)
     with (run.folder / "output.txt").open("a") as log:
@@ -113,55 +127,8 @@ def execute(run: Run, arguments: argparse.Namespace) -> dict[str, Any]:
         lines = (run.folder / "output.txt").read_text().strip().splitlines()
         raise ValueError(f"{run.folder.name} failed: {lines[-1] if lines else 'no output'}")
     result = json.loads(result_file.read_text())
-    print(f"{run.folder.name}: AP50 {result['AP50']:.2f}", flush=True)
+    print(f"{run.folder.name}: {describe_scores(result)}", flush=True)
     return result
-
-
-def summarize(runs: Sequence[Run], results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Mean and deviation over the seeds, a row for each backbone.
-
-    Returns:
-        Rows with `name`, `seeds`, and for each score a pair (mean, sample standard deviation; None
-        for a single seed).
-    """
-    rows = []
-    for name in dict.fromkeys(run.name for run in runs):
-        own = [result for run, result in zip(runs, results, strict=True) if run.name == name]
-        row: dict[str, Any] = {"name": name, "seeds": len(own)}
-        for score in _SCORES:
-            row[score] = _mean([result[score] for result in own])
-        for label in own[0]["AP50_by_class"]:
-            row[f"AP50 {label}"] = _mean([result["AP50_by_class"][label] for result in own])
-        rows.append(row)
-    return rows
-
-
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows as a Markdown table.
-
-    Examples:
-        >>> print(table([{"name": "so", "seeds": 2, "AP": (12.34, 0.567), "AP50": (30.0, None)}]))
-        | backbone | seeds | AP | AP50 |
-        |---|---:|---:|---:|
-        | so | 2 | 12.3 ± 0.6 | 30.0 |
-    """
-    scores = [key for key in rows[0] if key not in {"name", "seeds"}]
-    lines = [
-        f"| backbone | seeds | {' | '.join(scores)} |",
-        f"|---|---:|{'---:|' * len(scores)}",
-    ]
-    for row in rows:
-        cells = [_cell(*row[score]) for score in scores]
-        lines.append(f"| {row['name']} | {row['seeds']} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _cell(mean: float, deviation: float | None) -> str:
-    return f"{mean:.1f}" if deviation is None else f"{mean:.1f} ± {deviation:.1f}"
-
-
-def _mean(values: list[float]) -> tuple[float, float | None]:
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
 def _settings(run: Run, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -173,6 +140,7 @@ def _settings(run: Run, arguments: argparse.Namespace) -> dict[str, Any]:
         "dataset_root": str(arguments.dataset_root),
         "classes": arguments.classes,
         "seed": run.seed,
+        "learning_rate": run.learning_rate,
         "weights": run.weights and hashlib.sha256(Path(run.weights).read_bytes()).hexdigest(),
     }
 
@@ -194,8 +162,8 @@ def _report(runs: Sequence[Run], dataset: Dataset, output: Path) -> None:
     results = [
         {"name": run.name, **json.loads((run.folder / "result.json").read_text())} for run in runs
     ]
-    rows = summarize(runs, results)
-    text = table(rows)
+    rows = summarize(results)
+    text = "\n".join([markdown_table(rows), "", *verdicts(results), *warnings(results)])
     classes = results[0]["classes"]
     shown = []
     for run in runs:
@@ -224,20 +192,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         nargs="+",
         required=True,
         metavar="NAME=FILE",
-        help="or the word random; another option must stand between these and KEY VALUE",
+        help="exported weights, or the word random",
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--trainer", choices=sorted(_TRAINERS), default="torchvision")
-    parser.add_argument("--num-gpus", type=int, default=1)
+    parser.add_argument("--num-gpus", type=int, help="as for the trainer")
+    parser.add_argument(
+        "--learning-rates", nargs="+", type=float, default=[], metavar="RATE", help="each a row"
+    )
     add_arguments(parser)
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides of the config"
     )
-    arguments = parser.parse_args(argv)
+    arguments = parse_arguments(parser, argv)
     try:
-        runs = plan(arguments.backbone, arguments.seeds, arguments.output)
-        # Before hours of training: the pictures need a test set in VOC format.
+        runs = plan(arguments.backbone, arguments.seeds, arguments.output, arguments.learning_rates)
+        # Before hours of training: a test set that cannot be read is found out now.
         test_set = _read_test_set(arguments)
         for run in runs:
             execute(run, arguments)

@@ -1,108 +1,46 @@
-"""Arguments and configuration, the same for both trainers.
+"""Arguments and configuration files, the same for both trainers.
 
 The files in configs/detection are detectron2's: nested keys, `_BASE_` for the file they build on,
-and a list of `KEY value` pairs on the command line that overrides them. This module reads them
-without detectron2, for the torchvision trainer, and knows which keys that trainer honours; a key
-that it could not honour is an error, never ignored.
+and a list of `KEY value` pairs on the command line that overrides them. They are read here as plain
+values, without detectron2 and without running anything that is in them.
 """
 
 import argparse
 import ast
-import copy
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
-Config = dict[str, Any]
-
-# detectron2's defaults, for every key that the torchvision trainer honours.
-_DEFAULTS: Config = {
-    "MODEL": {
-        "DEVICE": "cuda",
-        "WEIGHTS": "",
-        "PIXEL_MEAN": [123.675, 116.28, 103.53],
-        "PIXEL_STD": [58.395, 57.12, 57.375],
-        "BACKBONE": {"FREEZE_AT": 2},
-        "RESNETS": {
-            "DEPTH": 50,
-            "NUM_GROUPS": 1,
-            "WIDTH_PER_GROUP": 64,
-            "RES2_OUT_CHANNELS": 256,
-            "NORM": "FrozenBN",
-        },
-        "FPN": {"OUT_CHANNELS": 256, "NORM": ""},
-        "ANCHOR_GENERATOR": {
-            "SIZES": [[32], [64], [128], [256], [512]],
-            "ASPECT_RATIOS": [[0.5, 1.0, 2.0]],
-        },
-        "RPN": {
-            "PRE_NMS_TOPK_TRAIN": 12000,
-            "PRE_NMS_TOPK_TEST": 6000,
-            "POST_NMS_TOPK_TRAIN": 2000,
-            "POST_NMS_TOPK_TEST": 1000,
-            "NMS_THRESH": 0.7,
-            "BATCH_SIZE_PER_IMAGE": 256,
-            "POSITIVE_FRACTION": 0.5,
-            "IOU_THRESHOLDS": [0.3, 0.7],
-        },
-        "ROI_HEADS": {
-            "NUM_CLASSES": 80,
-            "BATCH_SIZE_PER_IMAGE": 512,
-            "POSITIVE_FRACTION": 0.25,
-            "IOU_THRESHOLDS": [0.5],
-            "SCORE_THRESH_TEST": 0.05,
-            "NMS_THRESH_TEST": 0.5,
-        },
-        "ROI_BOX_HEAD": {"FC_DIM": 1024, "POOLER_RESOLUTION": 14},
-    },
-    "INPUT": {
-        "MIN_SIZE_TRAIN": [800],
-        "MAX_SIZE_TRAIN": 1333,
-        "MIN_SIZE_TEST": 800,
-        "MAX_SIZE_TEST": 1333,
-        "RANDOM_FLIP": "horizontal",
-    },
-    "DATASETS": {"TRAIN": [], "TEST": [], "ROOT": "", "CLASSES": []},
-    "DATALOADER": {"NUM_WORKERS": 4, "FILTER_EMPTY_ANNOTATIONS": True},
-    "SOLVER": {
-        "IMS_PER_BATCH": 16,
-        "BASE_LR": 0.001,
-        "MAX_ITER": 40000,
-        "STEPS": [30000],
-        "GAMMA": 0.1,
-        "WARMUP_ITERS": 1000,
-        "WARMUP_FACTOR": 0.001,
-        "MOMENTUM": 0.9,
-        "WEIGHT_DECAY": 0.0001,
-        "WEIGHT_DECAY_NORM": 0.0,
-        "CHECKPOINT_PERIOD": 5000,
-    },
-    "TEST": {
-        "EVAL_PERIOD": 0,
-        "DETECTIONS_PER_IMAGE": 100,
-        "PRECISE_BN": {"ENABLED": False, "NUM_ITER": 200},
-    },
-    "OUTPUT_DIR": "./output",
-    "SEED": -1,
+# The keys of our own among detectron2's, with their defaults.
+OUR_DEFAULTS: dict[str, Any] = {
+    "DATASETS.ROOT": "",
+    "DATASETS.CLASSES": [],
+    "SOLVER.OPTIMIZER": "SGD",
+    "SOLVER.LAYER_DECAY": 1.0,
+    "MODEL.VIT.PATCH_SIZE": 16,
+    "MODEL.VIT.EMBED_DIM": 768,
+    "MODEL.VIT.DEPTH": 12,
+    "MODEL.VIT.NUM_HEADS": 12,
+    "MODEL.VIT.MLP_RATIO": 4.0,
+    "MODEL.VIT.PRETRAIN_SIZE": 224,
+    "MODEL.VIT.WINDOW_SIZE": 14,
+    "MODEL.VIT.GLOBAL_BLOCKS": [2, 5, 8, 11],
+    "MODEL.VIT.DROP_PATH": 0.1,
 }
-# Keys of the same files that describe what torchvision's Faster R-CNN always is.
-_FIXED: dict[str, Any] = {
-    "VERSION": 2,
-    "MODEL.META_ARCHITECTURE": "GeneralizedRCNN",
-    "MODEL.MASK_ON": False,
-    "MODEL.BACKBONE.NAME": "build_resnet_fpn_backbone",
-    "MODEL.RESNETS.OUT_FEATURES": ["res2", "res3", "res4", "res5"],
-    "MODEL.RESNETS.STRIDE_IN_1X1": False,
-    "MODEL.FPN.IN_FEATURES": ["res2", "res3", "res4", "res5"],
-    "MODEL.RPN.IN_FEATURES": ["p2", "p3", "p4", "p5", "p6"],
-    "MODEL.ROI_HEADS.NAME": "StandardROIHeads",
-    "MODEL.ROI_HEADS.IN_FEATURES": ["p2", "p3", "p4", "p5"],
-    "MODEL.ROI_BOX_HEAD.NAME": "FastRCNNConvFCHead",
-    "MODEL.ROI_BOX_HEAD.NUM_FC": 2,
-    "INPUT.FORMAT": "RGB",
+DETECTOR_OF = {
+    "build_resnet_backbone": "C4",
+    "build_resnet_fpn_backbone": "FPN",
+    "build_retinanet_resnet_fpn_backbone": "RetinaNet",
+    "build_vit_pyramid_backbone": "ViT",
 }
+"""A short name for the detector of a configuration, by the builder of its backbone."""
+NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN", "naiveSyncBN", "naiveSyncBN_N", "LN", "nnSyncBN")
+_SECTIONS = "MODEL|INPUT|DATASETS|DATALOADER|SOLVER|TEST|GLOBAL"
+_KEY = re.compile(rf"(?:{_SECTIONS})(?:\.[A-Z0-9_]+)+|OUTPUT_DIR|SEED|VERSION|[A-Z]+_[A-Z_]+")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -111,8 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dataset-root",
         type=Path,
         metavar="FOLDER",
-        help="a folder in VOC format; DATASETS.TRAIN and TEST then name its splits. Without it, "
-        "they name VOC sets (voc_2007_test) in $DETECTRON2_DATASETS, by default ./datasets",
+        help="a folder in VOC's or COCO's format; DATASETS.TRAIN and TEST then name its splits. "
+        "Without it, they name VOC and COCO sets (voc_2007_test) in $DETECTRON2_DATASETS, by "
+        "default ./datasets",
     )
     parser.add_argument(
         "--classes",
@@ -120,6 +59,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="with --dataset-root: the classes (default: those of the annotations)",
     )
+    parser.add_argument(
+        "--allow-partial",
+        action="store_true",
+        help="fine-tune although MODEL.WEIGHTS lacks some of the backbone's tensors",
+    )
+
+
+def parse_arguments(
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None
+) -> argparse.Namespace:
+    """Parse, giving the overrides back that an option with several values has taken.
+
+    argparse lets `--classes dog cat OUTPUT_DIR runs/x` take all four words; here a list ends where
+    a configuration key begins.
+    """
+    arguments = parser.parse_args(argv)
+    for name in ("classes", "backbone"):
+        words = getattr(arguments, name, None) or []
+        keys = [i for i, word in enumerate(words) if _KEY.fullmatch(str(word))]
+        if keys:
+            if not keys[0]:
+                parser.error(f"argument --{name}: expected at least one value")
+            setattr(arguments, name, words[: keys[0]])
+            arguments.opts = [*words[keys[0] :], *arguments.opts]
+    return arguments
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:
@@ -127,11 +91,14 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--config-file", required=True, metavar="FILE", help="path to config file")
     parser.add_argument(
-        "--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR"
+        "--resume", action="store_true", help="resume from the last checkpoint in OUTPUT_DIR"
     )
     parser.add_argument("--eval-only", action="store_true", help="perform evaluation only")
     parser.add_argument(
-        "--num-gpus", type=int, default=1, help="0 trains on the CPU whatever MODEL.DEVICE says"
+        "--num-gpus",
+        type=int,
+        default=min(1, torch.cuda.device_count()),
+        help="0 trains on the CPU; by default one GPU where there is one",
     )
     add_arguments(parser)
     parser.add_argument(
@@ -146,49 +113,44 @@ def fragment_beside(weights: str) -> Path | None:
     return path if path is not None and path.is_file() else None
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """The configuration of a run with torchvision.
-
-    Later ones win: the file's `_BASE_`, the file, the fragment beside MODEL.WEIGHTS, `overrides`.
+def check_settings(config: Any, num_gpus: int) -> None:
+    """What neither trainer could run with, found before the data is read.
 
     Args:
-        path: a YAML file.
-        overrides: KEY, value, KEY, value; keys with dots.
-
-    Returns:
-        Nested dictionaries with every key that the trainer honours.
+        config: nested settings, of either trainer.
+        num_gpus: as given on the command line.
 
     Raises:
-        ValueError: if a file is no such configuration, or a key is unknown, of another type, or
-            asks for what torchvision's Faster R-CNN is not.
-        OSError: if a file cannot be read.
+        ValueError: naming the key.
     """
-    pairs = read_overrides(overrides)
-    config = copy.deepcopy(_DEFAULTS)
-    values = [*read_values(path), *pairs]
-    _merge(config, values)
-    if fragment := fragment_beside(config["MODEL"]["WEIGHTS"]):
-        values = [*values, *read_values(fragment), *pairs]
-        _merge(config, values)
-    # A base is free to describe another detector as long as what builds on it does not.
-    last = dict(values)
-    for key, wanted in _FIXED.items():
-        if key in last and last[key] != wanted:
+    solver, model = config["SOLVER"], config["MODEL"]
+    for key in ("IMS_PER_BATCH", "CHECKPOINT_PERIOD", "MAX_ITER"):
+        if solver[key] < 1:
+            raise ValueError(f"config: SOLVER.{key} must be at least 1, got {solver[key]}")
+    if solver["OPTIMIZER"] not in {"SGD", "AdamW"}:
+        raise ValueError(f"config: SOLVER.OPTIMIZER must be SGD or AdamW: {solver['OPTIMIZER']!r}")
+    if not 0 < solver["LAYER_DECAY"] <= 1:
+        raise ValueError(f"config: SOLVER.LAYER_DECAY must be in (0, 1]: {solver['LAYER_DECAY']}")
+    sizes = config["INPUT"]["MIN_SIZE_TRAIN"]
+    if not sizes or min(sizes) < 1 or config["INPUT"]["MIN_SIZE_TEST"] < 1:
+        raise ValueError("config: INPUT.MIN_SIZE_TRAIN and MIN_SIZE_TEST must name positive sizes")
+    for key in ("RESNETS", "FPN"):
+        if model[key]["NORM"] not in NORMS:
             raise ValueError(
-                f"config: {key} must be {wanted!r} for torchvision's Faster R-CNN, got "
-                f"{last[key]!r}; that detector is what detection.train_net is for"
+                f"config: MODEL.{key}.NORM must be one of {', '.join(filter(None, NORMS))} or '', "
+                f"got {model[key]['NORM']!r}"
             )
-    if config["INPUT"]["RANDOM_FLIP"] not in {"horizontal", "none"}:
+    try:
+        device = torch.device(model["DEVICE"])
+    except RuntimeError as error:
+        line = str(error).splitlines()[0]
+        raise ValueError(f"config: MODEL.DEVICE is no device: {line}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("MODEL.DEVICE: no GPU here; give --num-gpus 0 or MODEL.DEVICE cpu")
+    if not 0 <= num_gpus <= max(torch.cuda.device_count(), 0):
         raise ValueError(
-            f"config: INPUT.RANDOM_FLIP must be horizontal or none for the torchvision trainer, "
-            f"got {config['INPUT']['RANDOM_FLIP']!r}"
+            f"--num-gpus: {num_gpus} asked for, {torch.cuda.device_count()} found on this machine"
         )
-    return config
-
-
-def dump_config(config: Config) -> str:
-    """The configuration as YAML, complete enough to be given as --config-file again."""
-    return str(yaml.safe_dump(config, sort_keys=True))
 
 
 def read_overrides(overrides: Sequence[str]) -> list[tuple[str, Any]]:
@@ -246,24 +208,3 @@ def _decode(value: Any) -> Any:
         except (ValueError, SyntaxError):
             return value
     return [_decode(v) for v in value] if isinstance(value, (list, tuple)) else value
-
-
-def _merge(config: Config, values: Sequence[tuple[str, Any]]) -> None:
-    for key, value in values:
-        if key in _FIXED:
-            continue
-        *path, last = key.split(".")
-        node: Any = config
-        for part in path:
-            node = node.get(part) if isinstance(node, dict) else None
-        if not isinstance(node, dict) or last not in node or isinstance(node[last], dict):
-            raise ValueError(f"config: the torchvision trainer does not know the key {key}")
-        node[last] = _checked(key, value, node[last])
-
-
-def _checked(key: str, value: Any, old: Any) -> Any:
-    if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if type(value) is not type(old):
-        raise ValueError(f"config: {key} must be {type(old).__name__}, got {value!r}")
-    return value

@@ -12,16 +12,16 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
-from PIL import Image, ImageOps
 
-from detection.results import Curve, Prediction
-from detection.voc import Dataset, Photograph
+from detection.average_precision import Curve, Prediction
+from detection.photographs import Dataset, Photograph, load_pixels
 from lightly_collapse.io.files import atomic_write
 
 _SHOWN_IMAGES = 3
-_SHOWN_SCORE = 0.5
 # Okabe and Ito's colours, told apart by colour-blind readers.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# Corners, class, and score of a detection.
+_Shown = tuple[Sequence[float], int, float | None]
 _STYLES = ("-", "--", "-.", ":")
 
 
@@ -71,12 +71,20 @@ def _save(figure: Figure, path: Path) -> None:
     atomic_write(path, lambda file: file.write(buffer.getvalue()))
 
 
-def _color(index: int) -> str:
-    return _COLORS[index % len(_COLORS)]
+def _color(index: int) -> Any:
+    """A colour for each class: the palette, then hues at the golden angle."""
+    if index < len(_COLORS):
+        return _COLORS[index]
+    return mpl.colors.hsv_to_rgb((index * 0.381966 % 1, 0.75, 0.75))
 
 
 def _style(index: int) -> dict[str, Any]:
     return {"color": _color(index), "linestyle": _STYLES[index % len(_STYLES)]}
+
+
+def _plain(text: str) -> str:
+    """Text that matplotlib does not take for mathematics."""
+    return text.replace("$", r"\$")
 
 
 def _names(runs: Sequence[Drawn]) -> list[str]:
@@ -86,33 +94,101 @@ def _names(runs: Sequence[Drawn]) -> list[str]:
 def _detections(runs: Sequence[Drawn], dataset: Dataset, classes: Sequence[str]) -> Figure:
     """Rows: test images; columns: the annotation, then each backbone's first run."""
     first = [next(run for run in runs if run.name == name) for name in _names(runs)]
+    thresholds = [best_threshold(run.predictions, dataset, classes) for run in first]
     photographs = _most_varied(dataset)
     columns = 1 + len(first)
     figure = Figure(figsize=(3.1 * columns, 2.5 * len(photographs)), layout="constrained")
     axes = figure.subplots(len(photographs), columns, squeeze=False)
     for row, photograph in enumerate(photographs):
-        with Image.open(photograph.path) as image:
-            pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        pixels = load_pixels(photograph.path)
         for column in range(columns):
             axis = axes[row, column]
             axis.imshow(pixels)
             axis.set_axis_off()
             if column == 0:
-                boxes = [(list(b.corners), classes.index(b.name)) for b in photograph.boxes]
+                found: list[_Shown] = [
+                    (box.corners, classes.index(box.name), None) for box in photograph.boxes
+                ]
+                title = "annotation"
             else:
-                boxes = _confident(first[column - 1].predictions, photograph.image_id)
+                run, threshold = first[column - 1], thresholds[column - 1]
+                found = _confident(run.predictions, photograph.image_id, threshold)
+                title = f"{run.name} (score above {threshold:.2f})"
             if row == 0:
-                title = "annotation" if column == 0 else first[column - 1].name
-                axis.set_title(title, fontsize=11)
-            for (x0, y0, x1, y1), label in boxes:
-                outline = Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, linewidth=1.4)
-                outline.set_edgecolor(_color(label))
-                axis.add_patch(outline)
-    handles = [Line2D([], [], color=_color(i), linewidth=2, label=n) for i, n in enumerate(classes)]
+                axis.set_title(title, fontsize=10, parse_math=False)
+            for corners, label, score in found:
+                _draw_box(axis, corners, classes[label], score, _color(label))
+    handles = [
+        Line2D([], [], color=_color(i), linewidth=2, label=_plain(name))
+        for i, name in enumerate(classes)
+    ]
     figure.legend(
         handles=handles[:20], loc="outside lower center", ncols=min(len(classes), 8), frameon=False
     )
     return figure
+
+
+def _draw_box(
+    axis: Any, corners: Sequence[float], name: str, score: float | None, color: Any
+) -> None:
+    x0, y0, x1, y1 = corners
+    outline = Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, linewidth=1.2)
+    outline.set_edgecolor(color)
+    axis.add_patch(outline)
+    axis.text(
+        *(x0, y0, name if score is None else f"{name} {score:.2f}"),
+        fontsize=4.5,
+        color="white",
+        va="bottom",
+        clip_on=True,
+        parse_math=False,
+        bbox={"facecolor": color, "edgecolor": "none", "pad": 0.6},
+    )
+
+
+def best_threshold(
+    predictions: Sequence[Prediction], dataset: Dataset, classes: Sequence[str]
+) -> float:
+    """The score above which the detections have the highest F1 at an overlap of 0.5.
+
+    Args:
+        predictions: of one run.
+        dataset: the test set; difficult objects are left out.
+        classes: the names the predictions' indices stand for.
+
+    Returns:
+        A score of one of the detections; 0.5 where none is right.
+    """
+    by_image = {photograph.image_id: photograph for photograph in dataset.photographs}
+    outcomes: list[tuple[float, bool]] = []
+    for prediction in predictions:
+        free = [box for box in by_image[prediction.image_id].boxes if not box.is_difficult]
+        triples = zip(prediction.scores, prediction.boxes, prediction.classes, strict=True)
+        for score, corners, label in sorted(triples, reverse=True):
+            overlaps = [
+                _overlap(corners, box.corners) if box.name == classes[label] else 0.0
+                for box in free
+            ]
+            is_right = bool(overlaps) and max(overlaps) >= 0.5
+            if is_right:
+                free.pop(int(np.argmax(overlaps)))
+            outcomes.append((score, is_right))
+    outcomes.sort(reverse=True)
+    wanted = len([box for p in dataset.photographs for box in p.boxes if not box.is_difficult])
+    right = np.cumsum([is_right for _, is_right in outcomes])
+    if not len(right) or not right[-1]:
+        return 0.5
+    f1 = 2 * right / (np.arange(len(right)) + 1 + wanted)
+    return outcomes[int(np.argmax(f1))][0]
+
+
+def _overlap(a: Sequence[float], b: Sequence[float]) -> float:
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    areas = [(c[2] - c[0]) * (c[3] - c[1]) for c in (a, b)]
+    return width * height / (sum(areas) - width * height)
 
 
 def _most_varied(dataset: Dataset) -> list[Photograph]:
@@ -122,23 +198,23 @@ def _most_varied(dataset: Dataset) -> list[Photograph]:
     return sorted(dataset.photographs, key=variety)[:_SHOWN_IMAGES]
 
 
-def _confident(predictions: Sequence[Prediction], image_id: str) -> list[tuple[list[float], int]]:
-    found = [prediction for prediction in predictions if prediction.image_id == image_id]
+def _confident(predictions: Sequence[Prediction], image_id: str, threshold: float) -> list[_Shown]:
     return [
-        (box, label)
-        for prediction in found
-        for box, score, label in zip(
+        (corners, label, score)
+        for prediction in predictions
+        if prediction.image_id == image_id
+        for corners, score, label in zip(
             prediction.boxes, prediction.scores, prediction.classes, strict=True
         )
-        if score >= _SHOWN_SCORE
+        if score >= threshold
     ]
 
 
 def _precision_recall(runs: Sequence[Drawn], classes: Sequence[str]) -> Figure:
     """A panel for each class: thin lines the runs, thick ones their mean."""
     shown = [name for name in classes if any(name in run.curves for run in runs)]
-    columns = min(len(shown), 4)
-    rows = -(-len(shown) // columns)
+    columns = max(1, min(len(shown), 4))
+    rows = max(1, -(-len(shown) // columns))
     figure = Figure(figsize=(3.3 * columns, 2.9 * rows + 0.4), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     recall = np.linspace(0, 1, 101)
@@ -155,7 +231,7 @@ def _precision_recall(runs: Sequence[Drawn], classes: Sequence[str]) -> Figure:
                 axis.plot(recall, curve, linewidth=0.7, alpha=0.45, **style)
             if curves:
                 axis.plot(recall, np.mean(curves, axis=0), linewidth=2, **style)
-        axis.set_title(label, fontsize=11)
+        axis.set_title(label, fontsize=11, parse_math=False)
         axis.set_xlim(0, 1)
         axis.set_ylim(0, 1.02)
         axis.grid(alpha=0.25)
@@ -188,6 +264,7 @@ def _losses(runs: Sequence[Drawn]) -> Figure:
 
 def _legend(figure: Figure, runs: Sequence[Drawn]) -> None:
     handles = [
-        Line2D([], [], linewidth=2, label=name, **_style(j)) for j, name in enumerate(_names(runs))
+        Line2D([], [], linewidth=2, label=_plain(name), **_style(j))
+        for j, name in enumerate(_names(runs))
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)

@@ -9,8 +9,9 @@ import argparse
 import random
 from pathlib import Path
 
-from detection.results import Prediction, average_precision
-from detection.voc import Dataset, Photograph, read_dataset
+from detection.average_precision import Prediction, average_precision
+from detection.photographs import Dataset, Photograph
+from detection.voc import read_voc
 
 
 def guess(photograph: Photograph, train: Dataset, count: int, rng: random.Random) -> Prediction:
@@ -37,8 +38,8 @@ def main() -> None:
     parser.add_argument("--boxes", type=int, default=100, help="in each image")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments = parser.parse_args()
-    train = read_dataset(arguments.train, arguments.root)
-    test = read_dataset(arguments.test, arguments.root, train.classes)
+    train = read_voc(arguments.train, arguments.root)
+    test = read_voc(arguments.test, arguments.root, train.classes)
     for seed in arguments.seeds:
         rng = random.Random(seed)
         guesses = [

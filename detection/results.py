@@ -1,4 +1,4 @@
-"""What a run leaves behind: predictions, average precision, one result file.
+"""The files of a run: run.json at its start, predictions.json and result.json at its end.
 
 Both trainers write the same files, and average precision is computed here for both, so that their
 numbers can stand in one table.
@@ -6,107 +6,79 @@ numbers can stand in one table.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from detection.voc import Dataset
+from detection.average_precision import Prediction, average_precision
+from detection.photographs import Dataset
 from lightly_collapse.io.files import atomic_write
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """The detections in one image.
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file atomically; NaN and infinity, which JSON lacks, are a ValueError."""
+    text = json.dumps(content, indent=1, allow_nan=False)
+    atomic_write(path, f"{text}\n".encode())
 
-    Attributes:
-        image_id: the image's name in its split.
-        boxes: x0, y0, x1, y1 in pixels of the original image.
-        scores: 0 to 1.
-        classes: index into the run's class names.
+
+def describe_scores(result: Mapping[str, Any]) -> str:
+    """AP, AP50 and AP75 in one line.
+
+    Examples:
+        >>> describe_scores({"AP": 1.0, "AP50": 2.345, "AP75": None})
+        'AP 1.00, AP50 2.35, AP75 none'
     """
-
-    image_id: str
-    boxes: list[list[float]]
-    scores: list[float]
-    classes: list[int]
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Precision at 101 recalls 0, 0.01, ..., 1, at an overlap of 0.5; and AP50, 0 to 100."""
-
-    precision: list[float]
-    ap50: float
+    return ", ".join(
+        f"{name} none" if result[name] is None else f"{name} {result[name]:.2f}"
+        for name in ("AP", "AP50", "AP75")
+    )
 
 
-def average_precision(
-    dataset: Dataset, predictions: Sequence[Prediction], classes: Sequence[str]
-) -> dict[str, Any]:
-    """COCO's average precision by torchmetrics, over all classes that occur in the dataset.
+class RunRecord:
+    """What a run is: its classes, and the weights it began with; kept in run.json.
 
     Args:
-        dataset: what is there; difficult objects are neither asked for nor counted against.
-        predictions: one for each photograph at most.
-        classes: the names the predictions' indices stand for.
-
-    Returns:
-        `AP` (mean over overlaps 0.5, 0.55, ..., 0.95), `AP50`, `AP75`, all 0 to 100, and `curves`:
-        a `Curve` by class name.
+        folder: the run's OUTPUT_DIR.
+        classes: the names the detector's outputs stand for.
+        resume: whether the folder's own run goes on, whose classes must then be these.
 
     Raises:
-        ValueError: if torchmetrics has no backend to count with.
+        ValueError: if the folder's run has other classes.
     """
-    from torchmetrics.detection import MeanAveragePrecision  # noqa: PLC0415
 
-    try:
-        metric = MeanAveragePrecision(class_metrics=True, extended_summary=True)
-    except ModuleNotFoundError as error:
-        raise ValueError("evaluation needs pycocotools: pip install pycocotools") from error
-    by_image = {prediction.image_id: prediction for prediction in predictions}
-    metric.warn_on_many_detections = False
-    for photograph in dataset.photographs:
-        found = by_image.get(photograph.image_id, Prediction(photograph.image_id, [], [], []))
-        metric.update(
-            [
-                {
-                    "boxes": torch.tensor(found.boxes).reshape(-1, 4),
-                    "scores": torch.tensor(found.scores),
-                    "labels": torch.tensor(found.classes, dtype=torch.int64),
-                }
-            ],
-            [
-                {
-                    "boxes": torch.tensor([box.corners for box in photograph.boxes]).reshape(-1, 4),
-                    "labels": torch.tensor(
-                        [classes.index(box.name) for box in photograph.boxes], dtype=torch.int64
-                    ),
-                    "iscrowd": torch.tensor(
-                        [box.is_difficult for box in photograph.boxes], dtype=torch.int64
-                    ),
-                }
-            ],
-        )
-    result = metric.compute()
-    # (overlaps, recalls, classes, areas, detections an image): overlap 0.5, all areas, most.
-    precision = result["precision"][0, :, :, 0, -1]
-    curves = {}
-    for column, index in enumerate(result["classes"].reshape(-1).tolist()):
-        values = precision[:, column]
-        if (values >= 0).all():
-            curves[classes[int(index)]] = Curve(values.tolist(), 100 * float(values.mean()))
-    return {
-        "AP": 100 * float(result["map"]),
-        "AP50": 100 * float(result["map_50"]),
-        "AP75": 100 * float(result["map_75"]),
-        "curves": curves,
-    }
+    def __init__(self, folder: Path, classes: Sequence[str], resume: bool) -> None:
+        self._path = folder / "run.json"
+        self.facts: dict[str, Any] = {"classes": list(classes)}
+        if not (resume and self._path.is_file()):
+            return
+        known = json.loads(self._path.read_text())
+        if known["classes"] != list(classes):
+            raise ValueError(
+                f"--resume: {folder} holds a run with the classes {', '.join(known['classes'])}, "
+                f"not {', '.join(classes)}"
+            )
+        self.facts = known
 
+    def add(self, **facts: Any) -> None:
+        """Add facts and write the file."""
+        self.facts |= facts
+        write_json(self._path, self.facts)
 
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file whole or not at all."""
-    atomic_write(path, lambda file: file.write((json.dumps(content, indent=1) + "\n").encode()))
+    def check_loaded(self, path: str, loaded: int, total: int, allow_partial: bool) -> None:
+        """Record how many of the backbone's tensors a weight file gave.
+
+        Raises:
+            ValueError: if fewer than all, unless partial weights are allowed.
+        """
+        if loaded < total and not allow_partial:
+            raise ValueError(
+                f"weights {path}: gave {loaded} of the backbone's {total} tensors, the rest would "
+                f"be random: another network, other names (`lightly-collapse export` writes the "
+                f"right ones) or another depth than configured; --allow-partial fine-tunes anyway"
+            )
+        if loaded < total:
+            print(f"warning: {path} gave {loaded} of the backbone's {total} tensors", flush=True)
+        self.add(backbone_tensors=[loaded, total])
 
 
 def write_result(
@@ -115,15 +87,17 @@ def write_result(
     predictions: Sequence[Prediction],
     classes: Sequence[str],
     facts: Mapping[str, Any],
+    iteration: int | None = None,
 ) -> dict[str, Any]:
     """Evaluate, and write predictions.json and result.json.
 
     Args:
         folder: the run's OUTPUT_DIR.
-        dataset: what was tested on.
-        predictions: what was found.
+        dataset: the test set.
+        predictions: the detections.
         classes: the names the predictions' indices stand for.
         facts: what else is to be in the result: trainer, seed, weights, seconds, ...
+        iteration: of an evaluation during training, which goes into files with its number.
 
     Returns:
         The content of result.json.
@@ -133,7 +107,7 @@ def write_result(
     result = {
         **scores,
         "AP50_by_class": {name: curve.ap50 for name, curve in curves.items()},
-        "evaluator": "torchmetrics MeanAveragePrecision (COCO)",
+        "evaluator": "pycocotools (COCO)",
         "dataset": dataset.name,
         "images": len(dataset.photographs),
         "boxes": dataset.boxes,
@@ -141,11 +115,20 @@ def write_result(
         "classes": list(classes),
         **facts,
     }
-    write_json(folder / "predictions.json", [asdict(prediction) for prediction in predictions])
-    write_json(folder / "result.json", result)
+    if predictions and all(prediction.masks is not None for prediction in predictions):
+        by_mask = average_precision(dataset, predictions, classes, masks=True)
+        by_mask.pop("curves")
+        result["masks"] = by_mask
+    suffix = "" if iteration is None else f"_{iteration:07d}"
+    content = [
+        {key: value for key, value in asdict(prediction).items() if value is not None}
+        for prediction in predictions
+    ]
+    write_json(folder / f"predictions{suffix}.json", content)
+    write_json(folder / f"result{suffix}.json", result)
     return result
 
 
 def read_predictions(folder: Path) -> list[Prediction]:
-    """What `write_result` wrote."""
+    """The predictions that `write_result` wrote."""
     return [Prediction(**entry) for entry in json.loads((folder / "predictions.json").read_text())]

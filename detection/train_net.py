@@ -11,7 +11,9 @@ import importlib.util
 import sys
 from collections.abc import Sequence
 
-from detection.config import add_arguments
+import torch
+
+from detection.config import add_arguments, parse_arguments
 
 _MISSING = (
     "detectron2 is not installed: see https://detectron2.readthedocs.io/tutorials/install.html, "
@@ -27,11 +29,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     from detectron2.engine import default_argument_parser, launch  # noqa: PLC0415
 
-    from detection.trainer import run  # noqa: PLC0415
+    from detection.detectron2.trainer import run  # noqa: PLC0415
 
     parser = default_argument_parser()
     add_arguments(parser)
-    arguments = parser.parse_args(argv)
+    parser.set_defaults(num_gpus=min(1, torch.cuda.device_count()))
+    arguments = parse_arguments(parser, argv)
+    if not 0 <= arguments.num_gpus <= torch.cuda.device_count():
+        print(
+            f"{program}: error: --num-gpus: {arguments.num_gpus} asked for, "
+            f"{torch.cuda.device_count()} found on this machine",
+            file=sys.stderr,
+        )
+        return 2
     try:
         launch(
             run,

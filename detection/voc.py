@@ -7,12 +7,12 @@ names that are known.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from defusedxml import DefusedXmlException, ElementTree
-from PIL import Image, UnidentifiedImageError
+
+from detection.photographs import Box, Dataset, Photograph, clip_box, image_size
 
 VOC_CLASSES = (
     "aeroplane",
@@ -45,79 +45,10 @@ VOC_DATASETS = {
 } | {"voc_0712_trainval": (("VOC2007", "trainval"), ("VOC2012", "trainval"))}
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
-_EXIF_ORIENTATION = 274
+_TRUE, _FALSE = {"true", "yes"}, {"false", "no", "unspecified", "unknown"}
 
 
-@dataclass(frozen=True)
-class Box:
-    """One annotated object.
-
-    Attributes:
-        name: its class.
-        corners: x0, y0, x1, y1 in pixels from the image's upper left corner; 0 and width or height
-            are the image's edges.
-        is_difficult: whether the annotator marked it so; evaluation neither asks for such objects
-            nor counts finding them as wrong.
-    """
-
-    name: str
-    corners: tuple[float, float, float, float]
-    is_difficult: bool = False
-
-
-@dataclass(frozen=True)
-class Photograph:
-    """One image and its objects.
-
-    Attributes:
-        image_id: its name in the split's list.
-        path: the image file.
-        width: in pixels, as displayed.
-        height: likewise.
-        boxes: its objects, without those skipped.
-    """
-
-    image_id: str
-    path: Path
-    width: int
-    height: int
-    boxes: tuple[Box, ...]
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """The photographs of one or several splits.
-
-    Attributes:
-        name: as the configuration has it.
-        photographs: in the order of the lists.
-        skipped: one line for every box left out: file, class, corners as annotated and why.
-    """
-
-    name: str
-    photographs: tuple[Photograph, ...]
-    skipped: tuple[str, ...]
-
-    @property
-    def boxes(self) -> int:
-        """How many objects there are."""
-        return sum(len(photograph.boxes) for photograph in self.photographs)
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The names of all classes that occur, sorted."""
-        return tuple(sorted({b.name for photograph in self.photographs for b in photograph.boxes}))
-
-    def summary(self) -> str:
-        """One line, and one more for each of the first skipped boxes."""
-        text = f"{self.name}: {len(self.photographs)} images, {self.boxes} boxes"
-        if self.skipped:
-            text += f"; {len(self.skipped)} boxes skipped:"
-        more = [f"  and {len(self.skipped) - 5} more"] if len(self.skipped) > 5 else []
-        return "\n".join([text, *(f"  {line}" for line in self.skipped[:5]), *more])
-
-
-def read_dataset(
+def read_voc(
     name: str, root: Path, classes: Sequence[str] | None = None, devkit: bool = False
 ) -> Dataset:
     """Read the splits that a dataset's name stands for.
@@ -136,11 +67,6 @@ def read_dataset(
             unknown class, an image is missing, unreadable or of another size than annotated, or an
             image comes twice.
     """
-    if devkit and name not in VOC_DATASETS:
-        raise ValueError(
-            f"DATASETS: unknown {name!r}; known: {', '.join(VOC_DATASETS)}; for another folder in "
-            f"VOC format give --dataset-root"
-        )
     splits = [(root / folder, split) for folder, split in VOC_DATASETS[name]] if devkit else None
     skipped: list[str] = []
     photographs: list[Photograph] = []
@@ -152,7 +78,9 @@ def read_dataset(
     repeated = len(photographs) - len({photograph.image_id for photograph in photographs})
     if repeated:
         raise ValueError(f"dataset {name}: {repeated} images are listed twice")
-    dataset = Dataset(name, tuple(photographs), tuple(skipped))
+    # VOC's twenty are known even where a split does not show them all.
+    declared = tuple(classes or ()) if devkit else ()
+    dataset = Dataset(name, tuple(photographs), tuple(skipped), declared)
     if not dataset.boxes:
         raise ValueError(f"dataset {name}: no box in its {len(photographs)} images")
     return dataset
@@ -165,7 +93,8 @@ def _read_list(folder: Path, split: str) -> list[str]:
         raise ValueError(
             f"split {split!r}: no file {path}; there are: {', '.join(known[:12]) or 'none'}"
         )
-    names = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    names = [line.strip() for line in lines if line.strip()]
     if not names:
         raise ValueError(f"split {split!r}: {path} is empty")
     for name in names:
@@ -183,7 +112,7 @@ def _read_photograph(
     image = next((candidate for candidate in candidates if candidate.is_file()), None)
     if image is None:
         raise ValueError(f"image {image_id}: no file {candidates[0]}")
-    width, height = _image_size(image)
+    width, height = image_size(image)
     annotated = [int(_number(root, f"size/{side}", path, 0)) for side in ("width", "height")]
     # Some tools leave the size out or write 0: then the image's own counts.
     if all(annotated) and annotated != [width, height]:
@@ -201,18 +130,18 @@ def _read_photograph(
                 f"annotation {path}: unknown class {name!r}; known: {', '.join(classes)}"
             )
         edges = [_number(element, f"bndbox/{e}", path) for e in ("xmin", "ymin", "xmax", "ymax")]
-        # Pixels are counted from 1 and the last one belongs to the box.
-        x0, y0, x1, y1 = edges[0] - 1, edges[1] - 1, edges[2], edges[3]
-        # Many tools count from 0: one pixel over the edge is no error, the box is clipped.
-        if min(x0, y0) < -1 or x1 > width + 1 or y1 > height + 1:
-            why = f"outside the image of {width}x{height}"
-        elif edges[2] <= edges[0] or edges[3] <= edges[1]:
-            why = "no area"
-        else:
-            corners = (max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height)))
-            difficult = bool(_number(element, "difficult", path, 0))
-            boxes.append(Box(name, corners, difficult))
+        if max(edges) <= 1 and edges[2] > edges[0] and edges[3] > edges[1]:
+            raise ValueError(
+                f"annotation {path}: {name} {edges} lies between 0 and 1: fractions of the image? "
+                f"This format counts pixels"
+            )
+        # Pixels are counted from 1 and the last one belongs to the box; xmin = xmax has no area.
+        corners = (edges[0] - 1, edges[1] - 1, edges[2], edges[3])
+        clipped, why = clip_box(corners, width, height)
+        if not why and edges[2] > edges[0] and edges[3] > edges[1]:
+            boxes.append(Box(name, clipped, _flag(element, "difficult", path)))
             continue
+        why = why or "no area"
         skipped.append(f"{path.name}: {name} [{', '.join(f'{e:g}' for e in edges)}], {why}")
     return Photograph(image_id, image, width, height, tuple(boxes))
 
@@ -222,9 +151,12 @@ def _parse(path: Path) -> Any:
         raise ValueError(f"annotation {path}: no such file")
     try:
         root = ElementTree.parse(path, forbid_dtd=True).getroot()
-    except ElementTree.ParseError as error:
+    # An unknown encoding is a LookupError, one that expat cannot read a ValueError.
+    except (ElementTree.ParseError, LookupError) as error:
         raise ValueError(f"annotation {path}: malformed XML ({error})") from error
-    except DefusedXmlException as error:
+    except ValueError as error:
+        if not isinstance(error, DefusedXmlException):
+            raise ValueError(f"annotation {path}: malformed XML ({error})") from error
         raise ValueError(
             f"annotation {path}: declares document types or entities, which no annotation needs "
             f"and which can exhaust the memory; not read"
@@ -249,11 +181,9 @@ def _number(element: Any, place: str, path: Path, default: float | None = None) 
     return value
 
 
-def _image_size(path: Path) -> tuple[int, int]:
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            turned = image.getexif().get(_EXIF_ORIENTATION, 1) >= 5
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise ValueError(f"image {path}: cannot be read ({error})") from error
-    return (height, width) if turned else (width, height)
+def _flag(element: Any, place: str, path: Path) -> bool:
+    """0 and 1 in the format; some tools write words."""
+    text = (element.findtext(place) or "").strip().lower()
+    if text in _TRUE or text in _FALSE:
+        return text in _TRUE
+    return bool(_number(element, place, path, 0))

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from detection.results import Prediction, average_precision, read_predictions, write_result
-from detection.voc import Box, Dataset, Photograph
+from detection.average_precision import Prediction, average_precision
+from detection.photographs import Box, Dataset, Photograph
+from detection.results import read_predictions, write_result
 
 pytest.importorskip("pycocotools", reason="torchmetrics counts with pycocotools")
 

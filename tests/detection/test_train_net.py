@@ -15,7 +15,8 @@ import torch
 import torchvision
 
 from detection import train_net
-from detection.voc import read_dataset
+from detection.average_precision import average_precision
+from detection.voc import read_voc
 from lightly_collapse.export import read_detectron2, to_detectron2
 from tests.detection.conftest import TINY, annotation
 from tests.detection.test_train_torchvision import bad_weights
@@ -53,7 +54,8 @@ def test_trains_and_reports(digits_root, tmp_path):
     result = json.loads((output / "result.json").read_text())
     assert result["trainer"] == "detectron2"
     assert result["classes"] == ["one", "seven", "zero"]
-    assert (result["iterations"], result["is_final"], result["images"]) == (4, True, 4)
+    assert (result["iterations"], result["images"]) == (4, 4)
+    assert result["backbone_tensors"] == [100, 100]
     assert {"AP", "AP50", "AP75", "metric"} == set(result["pascal_voc"])
     assert (output / "model_final.pth").exists()
     weights = ["MODEL.WEIGHTS", str(output / "model_final.pth")]
@@ -70,30 +72,28 @@ def test_trains_and_reports(digits_root, tmp_path):
     [("test", "VOC 2012, area"), ("voc_2007_test", "VOC 2007, 11 points")],
 )
 def test_pascal_voc_evaluator_on_perfect_predictions(one_image, tmp_path, name_of_set, metric):
-    from detectron2.config import get_cfg  # noqa: PLC0415
     from detectron2.structures import Boxes, Instances  # noqa: PLC0415
 
-    from detection.trainer import Evaluator, _register  # noqa: PLC0415
+    from detection.detectron2.data import register  # noqa: PLC0415
+    from detection.detectron2.evaluator import Evaluator  # noqa: PLC0415
 
     boxes = [("big / dog", 1, 1, 40, 40), ("cat", 50, 20, 90, 70), ("cat", 3, 50, 20, 70, True)]
-    dataset = read_dataset("test", one_image(annotation(boxes), image_id="an image"))
+    dataset = read_voc("test", one_image(annotation(boxes), image_id="an image"))
     dataset = dataclasses.replace(dataset, name=name_of_set)
     classes = ["big / dog", "cat"]
-    cfg = get_cfg()
-    cfg.DATASETS.CLASSES = classes
-    cfg.OUTPUT_DIR = str(tmp_path)
-    name = _register(dataset, "test", tmp_path / "ground_truth", classes)
-    evaluator = Evaluator(cfg, name)
+    name = register(dataset, "test", classes)
+    evaluator = Evaluator(name, dataset, classes, tmp_path / "ground_truth")
     found = Instances((72, 96))
     found.pred_boxes = Boxes(torch.tensor([b.corners for b in dataset.photographs[0].boxes]))
     found.scores = torch.tensor([0.9, 0.8, 0.95])
     found.pred_classes = torch.tensor([0, 1, 1])
     evaluator.reset()
     evaluator.process([{"image_id": "000000"}], [{"instances": found}])
-    assert evaluator.evaluate()["bbox"] == pytest.approx({"AP": 100, "AP50": 100, "AP75": 100})
-    result = json.loads((tmp_path / "result.json").read_text())
-    assert result["AP50"] == pytest.approx(100)
-    assert result["pascal_voc"]["metric"] == metric
+    evaluator.evaluate()
+    assert evaluator.pascal_voc.pop("metric") == metric
+    assert evaluator.pascal_voc == pytest.approx({"AP": 100, "AP50": 100, "AP75": 100})
+    scores = average_precision(dataset, evaluator.predictions, classes)
+    assert scores["AP50"] == pytest.approx(100)
 
 
 @needs_detectron2
@@ -101,7 +101,8 @@ def test_extra_norm_head_and_its_weights(tmp_path):
     from detectron2.config import get_cfg  # noqa: PLC0415
     from detectron2.modeling import build_model  # noqa: PLC0415
 
-    from detection.trainer import Checkpointer  # noqa: PLC0415
+    import detection.detectron2.roi_heads  # noqa: F401, PLC0415
+    from detection.detectron2.checkpointer import Checkpointer  # noqa: PLC0415
 
     resnet = torchvision.models.resnet50()
     to_detectron2(resnet, tmp_path / "r50.pkl")

@@ -6,6 +6,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -17,10 +18,15 @@ from PIL import Image
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from detection.config import load_config
-from detection.model_torchvision import build_model
-from detection.train_torchvision import Draws, _learning_rate, load_image, main, predict, train
-from detection.voc import read_dataset
+from detection.photographs import Photograph
+from detection.results import RunRecord
+from detection.torchvision.config import load_config
+from detection.torchvision.examples import Examples, load_image
+from detection.torchvision.model import build_model, freeze
+from detection.torchvision.trainer import learning_rate, predict, train
+from detection.torchvision.weights import load_weights
+from detection.train_torchvision import main
+from detection.voc import read_voc
 from lightly_collapse.export import detectron2_state_dict, to_detectron2
 from tests.detection.conftest import TINY
 
@@ -29,7 +35,17 @@ SMALL = ROOT / "configs" / "detection" / "small.yaml"
 
 
 def configure(*overrides):
-    return load_config(SMALL, [*TINY, *overrides])
+    return load_config(SMALL, [*TINY, "MODEL.DEVICE", "cpu", *overrides])
+
+
+def built(*overrides):
+    """The detector with its weights, frozen as configured."""
+    config = configure(*overrides)
+    detector = build_model(config)
+    with tempfile.TemporaryDirectory() as folder:
+        load_weights(config, detector, RunRecord(Path(folder), [], False), partial=False)
+    freeze(config, detector)
+    return detector
 
 
 def arguments(root, output, *overrides):
@@ -53,10 +69,10 @@ def exported(tmp_path_factory):
 
 def test_pixels_and_features_are_those_of_pretraining(exported, tmp_path):
     model, path, normalize = exported
-    detector = build_model(configure("MODEL.WEIGHTS", str(path))).eval()
+    detector = built("MODEL.WEIGHTS", str(path)).eval()
     pixels = np.random.default_rng(0).integers(0, 256, (72, 96, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "image.png")
-    image = load_image(tmp_path / "image.png")
+    image = load_image(Photograph("image", tmp_path / "image.png", 96, 72, ()))
     inputs = detector.transform([image])[0].tensors[0, :, :72, :96]
     wanted = normalize(torch.from_numpy(pixels).permute(2, 0, 1) / 255)
     assert (inputs - wanted).abs().max() <= 1e-4 * wanted.abs().max()
@@ -70,9 +86,7 @@ def test_pixels_and_features_are_those_of_pretraining(exported, tmp_path):
 
 def test_freezing(exported):
     _, path, _ = exported
-    body = build_model(
-        configure("MODEL.WEIGHTS", str(path), "MODEL.BACKBONE.FREEZE_AT", "2")
-    ).backbone.body
+    body = built("MODEL.WEIGHTS", str(path), "MODEL.BACKBONE.FREEZE_AT", "2").backbone.body
     assert isinstance(body.bn1, FrozenBatchNorm2d)
     assert isinstance(body.layer1[0].bn1, FrozenBatchNorm2d)
     assert isinstance(body.layer2[0].bn1, nn.BatchNorm2d)
@@ -80,7 +94,7 @@ def test_freezing(exported):
         p.requires_grad for n in ("conv1", "layer1") for p in getattr(body, n).parameters()
     )
     assert all(parameter.requires_grad for parameter in body.layer2.parameters())
-    frozen = build_model(configure("MODEL.WEIGHTS", str(path), "MODEL.RESNETS.NORM", "FrozenBN"))
+    frozen = built("MODEL.WEIGHTS", str(path), "MODEL.RESNETS.NORM", "FrozenBN")
     assert not any(isinstance(m, nn.BatchNorm2d) for m in frozen.backbone.body.modules())
     assert torch.equal(frozen.backbone.body.bn1.running_var, exported[0].bn1.running_var)
 
@@ -90,7 +104,7 @@ def test_freezing(exported):
     [
         (["MODEL.RESNETS.DEPTH", "20"], "DEPTH must be 18, 34"),
         (["MODEL.RESNETS.RES2_OUT_CHANNELS", "256"], "must be 64 for depth 18"),
-        (["MODEL.RESNETS.NORM", "GN"], "must be BN, SyncBN or FrozenBN, got 'GN'"),
+        (["MODEL.RESNETS.NORM", "GN"], "must be BN, SyncBN, naiveSyncBN or FrozenBN, got 'GN'"),
         (["MODEL.FPN.NORM", "GN"], "MODEL.FPN.NORM"),
         (["MODEL.ANCHOR_GENERATOR.SIZES", "[[8]]"], "needs SIZES for 5 levels"),
     ],
@@ -102,7 +116,7 @@ def test_what_cannot_be_built(overrides, why):
 
 def test_learning_rate_is_detectron2_s():
     solver = configure()["SOLVER"] | {"WARMUP_ITERS": 10, "STEPS": [20, 30], "BASE_LR": 0.1}
-    rates = [_learning_rate(solver, i) for i in (0, 5, 10, 19, 20, 29, 30, 40)]
+    rates = [learning_rate(solver, i) for i in (0, 5, 10, 19, 20, 29, 30, 40)]
     factor = solver["WARMUP_FACTOR"]
     wanted = [0.1 * factor, 0.1 * (factor + 1) / 2, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001]
     assert rates == pytest.approx(wanted)
@@ -118,16 +132,16 @@ def test_learning_rate_is_detectron2_s():
         optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
         scheduler = LRMultiplier(optimizer, multiplier, max_iter=50)
         for i in range(50):
-            assert optimizer.param_groups[0]["lr"] == pytest.approx(_learning_rate(solver, i))
+            assert optimizer.param_groups[0]["lr"] == pytest.approx(learning_rate(solver, i))
             optimizer.step()
             scheduler.step()
 
 
 def test_draws(digits_root):
-    photographs = read_dataset("train", digits_root).photographs
+    photographs = read_voc("train", digits_root).photographs
     classes = ("one", "seven", "zero")
-    plain = Draws(photographs, classes, flip=False, seed=0)
-    flipped = Draws(photographs, classes, flip=True, seed=0)
+    plain = Examples(photographs, classes, flip=False, seed=0)
+    flipped = Examples(photographs, classes, flip=True, seed=0)
     mirrored = 0
     for n in range(20):
         (image, target), (other, others) = plain[n], flipped[n]
@@ -158,7 +172,8 @@ def test_learns_and_reports(digits_root, tmp_path, exported, capsys):
     result = json.loads((output / "result.json").read_text())
     assert result["trainer"] == "torchvision"
     assert result["classes"] == ["one", "seven", "zero"]
-    assert (result["iterations"], result["is_final"], result["images"]) == (40, True, 4)
+    assert (result["iterations"], result["images"]) == (40, 4)
+    assert result["backbone_tensors"] == [100, 100]
     assert {"AP", "AP50", "AP75", "AP50_by_class", "seconds", "boxes"} <= set(result)
     assert [file.name for file in output.glob("*.pth")] == ["model_final.pth"]
     # The written configuration and checkpoint are enough to evaluate again.
@@ -210,7 +225,7 @@ def test_killed_and_resumed_ends_with_the_same_weights(digits_root, tmp_path):
 
 
 def test_predictions_are_in_pixels_of_the_original(digits_root):
-    dataset = read_dataset("test", digits_root)
+    dataset = read_voc("test", digits_root)
     detector = build_model(configure("MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0"))
     boxes = [box for p in predict(detector, dataset, torch.device("cpu")) for box in p.boxes]
     assert boxes
@@ -244,7 +259,7 @@ def test_bad_input_is_one_line(digits_root, tmp_path, capsys, monkeypatch):
         "garbage.pkl": "corrupt or no pickle",
         "bomb.pkl": "asks for posix.system",
         "list.pkl": "dictionary of arrays, got a list",
-        "resnet34.pkl": "do not fit the configured network",
+        "resnet34.pkl": "80 tensors have no place in the configured network",
         "garbage.pth": "garbage.pth",
         "none.pkl": "No such file",
     }

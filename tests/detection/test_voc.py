@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from detection.datasets import read_datasets
-from detection.voc import VOC_CLASSES, read_dataset
+from detection.voc import VOC_CLASSES, read_voc
 from tests.detection.conftest import HEIGHT, NAMES, WIDTH, annotation, write_folder
 
 
@@ -30,7 +30,7 @@ def test_digits(digits_root):
 
 def test_counted_from_one_with_the_last_pixel_inside(one_image):
     boxes = [("a", 1, 1, WIDTH, HEIGHT), ("b", 3, 5, 4, 9, True), ("c", 0, 0, WIDTH + 1, HEIGHT)]
-    dataset = read_dataset("train", one_image(annotation(boxes)))
+    dataset = read_voc("train", one_image(annotation(boxes)))
     a, b, c = dataset.photographs[0].boxes
     assert a.corners == c.corners == (0, 0, WIDTH, HEIGHT)
     assert b.corners == (2, 4, 4, 9)
@@ -48,7 +48,7 @@ def test_bad_boxes_are_counted_skipped_and_named(one_image, capsys):
         ("turned", 30, 30, 10, 10),
     ]
     root = one_image(annotation(boxes))
-    dataset = read_dataset("train", root)
+    dataset = read_voc("train", root)
     assert [box.name for box in dataset.photographs[0].boxes] == ["good"]
     reasons = [line.split(", ")[-1] for line in dataset.skipped]
     assert reasons == ["outside the image of 96x72"] * 3 + ["no area"] * 2
@@ -67,7 +67,7 @@ def test_bad_boxes_are_counted_skipped_and_named(one_image, capsys):
     max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_every_box_inside_is_kept(one_image, x, y):
-    dataset = read_dataset("train", one_image(annotation([("a", x[0], y[0], x[1], y[1])])))
+    dataset = read_voc("train", one_image(annotation([("a", x[0], y[0], x[1], y[1])])))
     (box,) = dataset.photographs[0].boxes
     assert box.corners[2] - box.corners[0] == x[1] - x[0] + 1
     assert box.corners[3] - box.corners[1] == y[1] - y[0] + 1
@@ -105,35 +105,35 @@ EXTERNAL = (
 )
 def test_bad_annotation(one_image, xml, why):
     with pytest.raises(ValueError, match=why):
-        read_dataset("train", one_image(xml))
+        read_voc("train", one_image(xml))
 
 
 def test_size_left_out_is_the_image_s(one_image):
     for width in (0, ""):
-        dataset = read_dataset("train", one_image(annotation([("a", 1, 1, 9, 9)], width, width)))
+        dataset = read_voc("train", one_image(annotation([("a", 1, 1, 9, 9)], width, width)))
         assert (dataset.photographs[0].width, dataset.photographs[0].height) == (WIDTH, HEIGHT)
 
 
 def test_unknown_class(one_image):
     root = one_image(annotation([("cat", 1, 1, 9, 9)]))
     with pytest.raises(ValueError, match=r"image\.xml: unknown class 'cat'; known: dog, bird"):
-        read_dataset("train", root, classes=("dog", "bird"))
+        read_voc("train", root, classes=("dog", "bird"))
 
 
 def test_missing_and_unreadable_files(one_image):
     root = one_image(annotation([("a", 1, 1, 9, 9)]))
     with pytest.raises(ValueError, match=r"split 'val': no file .*; there are: test, train"):
-        read_dataset("val", root)
+        read_voc("val", root)
     image = root / "JPEGImages" / "image.jpg"
     image.write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"image\.jpg: cannot be read"):
-        read_dataset("train", root)
+        read_voc("train", root)
     image.unlink()
     with pytest.raises(ValueError, match="image image: no file"):
-        read_dataset("train", root)
+        read_voc("train", root)
     (root / "Annotations" / "image.xml").unlink()
     with pytest.raises(ValueError, match=r"image\.xml: no such file"):
-        read_dataset("train", root)
+        read_voc("train", root)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_bad_list(one_image, content, why):
     root = one_image(annotation([("a", 1, 1, 9, 9)]))
     (root / "ImageSets" / "Main" / "train.txt").write_text(content)
     with pytest.raises(ValueError, match=why):
-        read_dataset("train", root)
+        read_voc("train", root)
 
 
 def test_voc_2007_2012_and_both(tmp_path, monkeypatch):
@@ -158,7 +158,7 @@ def test_voc_2007_2012_and_both(tmp_path, monkeypatch):
         xml = annotation([("dog", 1, 1, 30, 30), ("person", 10, 10, 40, 40)])
         splits = {"trainval": [image_id], "test": [image_id]}
         write_folder(tmp_path / f"VOC{year}", {image_id: (pixels, xml)}, splits)
-    both = read_dataset("voc_0712_trainval", tmp_path, devkit=True)
+    both = read_voc("voc_0712_trainval", tmp_path, devkit=True)
     assert [photograph.image_id for photograph in both.photographs] == ["000005", "2008_000001"]
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     names = {"TRAIN": ["voc_2007_trainval", "voc_2012_trainval"], "TEST": ["voc_2007_test"]}
@@ -168,13 +168,13 @@ def test_voc_2007_2012_and_both(tmp_path, monkeypatch):
     assert train.boxes == 4
     assert test.name == "voc_2007_test"
     with pytest.raises(ValueError, match="unknown 'voc_2012_test'; known: voc_2007_train"):
-        read_dataset("voc_2012_test", tmp_path, devkit=True)
+        read_datasets({"ROOT": "", "CLASSES": [], **names, "TEST": ["voc_2012_test"]})
     twice = ["voc_2007_trainval", "voc_0712_trainval"]
     with pytest.raises(ValueError, match="share images"):
         read_datasets({"ROOT": "", "CLASSES": [], "TRAIN": twice, "TEST": twice})
     shutil.rmtree(tmp_path / "VOC2012")
     with pytest.raises(ValueError, match="split 'trainval': no file"):
-        read_dataset("voc_2012_trainval", tmp_path, devkit=True)
+        read_voc("voc_2012_trainval", tmp_path, devkit=True)
 
 
 def test_no_folder(tmp_path):

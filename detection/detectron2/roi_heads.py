@@ -9,10 +9,10 @@ from torch import nn
 
 @ROI_HEADS_REGISTRY.register()
 class Res5ROIHeadsExtraNorm(Res5ROIHeads):  # type: ignore[misc]
-    """detectron2's C4 head with one more BatchNorm after res5.
+    """detectron2's C4 head with one more BatchNorm after res5 (He et al., MoCo, section 4.2).
 
-    The features of a self-supervised backbone come in another scale than those of a supervised
-    one, which detectron2's learning rates are tuned to; the norm evens that out.
+    The features of a self-supervised backbone have another scale than those of a supervised one,
+    for which detectron2's learning rates were chosen; the norm evens that out.
     """
 
     @classmethod

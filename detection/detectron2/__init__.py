@@ -1,0 +1,1 @@
+"""Fine-tuning with detectron2: the command is `python -m detection.train_net`."""

@@ -1,0 +1,64 @@
+"""detectron2's configuration of a run, read as plain values."""
+
+import argparse
+from typing import Any
+
+import yaml
+from detectron2.config import CfgNode, get_cfg
+
+from detection.config import OUR_DEFAULTS, check_settings, fragment_beside
+
+
+def default_config() -> Any:
+    """detectron2's defaults with our keys."""
+    cfg = get_cfg()
+    for key, value in OUR_DEFAULTS.items():
+        *path, last = key.split(".")
+        node = cfg
+        for part in path:
+            if part not in node:
+                node[part] = CfgNode()
+            node = node[part]
+        node[last] = value
+    return cfg
+
+
+def configure(arguments: argparse.Namespace) -> Any:
+    """The configuration that the command line asks for.
+
+    Later ones win: the file's `_BASE_`, the file, the fragment beside MODEL.WEIGHTS, overrides.
+
+    Raises:
+        ValueError: if a file is no such configuration, asks for code to be run, or the settings
+            cannot be run here.
+        OSError: if a file cannot be read.
+    """
+    cfg = default_config()
+    try:
+        _merge_file(cfg, arguments.config_file)
+        cfg.merge_from_list(arguments.opts)
+        if fragment := fragment_beside(cfg.MODEL.WEIGHTS):
+            _merge_file(cfg, str(fragment))
+            cfg.merge_from_list(arguments.opts)
+            print(f"merged {fragment}")
+    except (KeyError, AssertionError, yaml.YAMLError) as error:
+        raise ValueError(f"config: {error}") from error
+    if cfg.INPUT.FORMAT != "RGB":
+        raise ValueError(f"config: INPUT.FORMAT must be 'RGB', got {cfg.INPUT.FORMAT!r}")
+    if arguments.num_gpus == 0:
+        cfg.MODEL.DEVICE = "cpu"
+    check_settings(cfg, arguments.num_gpus)
+    if arguments.dataset_root is not None:
+        cfg.DATASETS.ROOT = str(arguments.dataset_root)
+    if arguments.classes:
+        cfg.DATASETS.CLASSES = list(arguments.classes)
+    # Polygons and run-length encodings in one set: both become bitmaps.
+    cfg.INPUT.MASK_FORMAT = "bitmask"
+    return cfg
+
+
+def _merge_file(cfg: Any, path: str) -> None:
+    content = CfgNode.load_yaml_with_base(path, allow_unsafe=False)
+    if content.get("VERSION", 2) != 2:
+        raise ValueError(f"config {path}: VERSION must be 2, got {content['VERSION']}")
+    cfg.merge_from_other_cfg(CfgNode(content))
