@@ -8,11 +8,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
 _ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 _PARTS = "qkv"
+_Hook = BasePruningMethod | SpectralNorm | WeightNorm
 
 
 @dataclass(eq=False)
@@ -58,7 +62,11 @@ class LayerWeight:
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """The parameters behind it: itself, or those of its parametrization."""
+        """The parameters behind it: itself, or those of its parametrization or hook."""
+        hook = self._hook
+        if hook is not None:
+            suffixes = ("_g", "_v") if isinstance(hook, WeightNorm) else ("_orig",)
+            return [getattr(self.layer, self.attribute + suffix) for suffix in suffixes]
         if is_parametrized(self.layer, self.attribute):
             return list(self.layer.parametrizations[self.attribute].parameters())
         return [getattr(self.layer, self.attribute)]
@@ -76,6 +84,36 @@ class LayerWeight:
             isinstance(self.layer, nn.Linear) and owner in ("qkv", "in_proj")
         )
 
+    @property
+    def _hook(self) -> _Hook | None:
+        """What computes the weight before each forward pass: hook-based pruning or norm.
+
+        The attribute is then no parameter but the result of the last pass, whose graph may be gone.
+        """
+        for hook in self.layer._forward_pre_hooks.values():
+            if isinstance(hook, BasePruningMethod):
+                name = hook._tensor_name
+            elif isinstance(hook, SpectralNorm | WeightNorm):
+                name = hook.name
+            else:
+                continue
+            if name == self.attribute:
+                return hook
+        return None
+
+    def _compute(self) -> Tensor:
+        hook = self._hook
+        weight: Tensor
+        if isinstance(hook, BasePruningMethod):
+            weight = hook.apply_mask(self.layer)  # type: ignore[no-untyped-call]
+        elif isinstance(hook, SpectralNorm):  # at the vectors of the last forward pass
+            weight = hook.compute_weight(self.layer, do_power_iteration=False)
+        elif isinstance(hook, WeightNorm):
+            weight = hook.compute_weight(self.layer)
+        else:
+            weight = getattr(self.layer, self.attribute)
+        return weight
+
     def tensor(self) -> Tensor:
         """The weight, whole.
 
@@ -87,7 +125,7 @@ class LayerWeight:
         """
         # A parametrized weight is computed on access, which autocast would do in a half type.
         with torch.autocast(self.parameters[0].device.type, enabled=False):
-            weight: Tensor = getattr(self.layer, self.attribute)
+            weight = self._compute()
         if hasattr(weight, "full_tensor"):  # a DTensor, without importing what not all builds have
             if not dist.is_initialized():
                 raise ValueError(

@@ -3,6 +3,7 @@
 Near a sample, the distance r to a neighbour within a small radius w follows F(r) = (r / w)^LID.
 """
 
+import torch
 from torch import Tensor
 
 from lightly_collapse.functional.intrinsic_dimension import _check_lid as check_lid
@@ -29,7 +30,7 @@ def frechet_variance(lid: Tensor) -> Tensor:
         >>> frechet_variance(torch.tensor([1.0, torch.e**2]))
         tensor(1.)
     """
-    return check_lid(lid, "lid").log().var(correction=0)
+    return torch.var(check_lid(lid, "lid").log(), correction=0)
 
 
 def asymptotic_kl_divergence(lid0: Tensor, lid1: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from lightly_collapse._checks import as_float, check_finite
 
 _PRODUCT_BYTES = 64 * 2**20
 _GATHER_BYTES = 3 * 2**19  # what is gathered is read again at once: let it stay in the cache
+_CANCELS = 2.0**-6  # of the length of a sample: a nearer neighbour costs the product 6 bits
 _MORE = 8  # candidates than neighbours: in a cloud of points the next ones lie close behind
 
 _Found = tuple[Tensor, Tensor, Tensor]  # distances, rows, and whether they are certain
@@ -224,7 +225,7 @@ def neighbor_distances(
     return distances
 
 
-# An operator of its own: how many queries need a second pass is no business of a compiler's graph.
+# Opaque custom operator: how many queries need a second pass depends on the data.
 @custom_op(
     "lightly_collapse::nearest_neighbors",
     mutates_args=(),
@@ -249,21 +250,32 @@ def _(
 @custom_op(
     "lightly_collapse::pull",
     mutates_args=(),
-    schema="(Tensor x, Tensor reference, Tensor rows, Tensor weights) -> Tensor",
+    schema="(Tensor x, Tensor reference, Tensor rows, Tensor weights, Tensor distances) -> Tensor",
 )
-def _pull(x: Tensor, reference: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
-    """sum_j w_ij (x_i - y_j), y_j the rows of the reference in the i-th row of `rows`."""
+def _pull(x: Tensor, reference: Tensor, rows: Tensor, weights: Tensor, distances: Tensor) -> Tensor:
+    """sum_j w_ij (x_i - y_j), y_j the rows of the reference in the i-th row of `rows`.
+
+    As x_i sum_j w_ij - sum_j w_ij y_j, one weighted bag of rows. The two terms cancel where the
+    neighbours are much nearer than the origin; those samples are summed from differences instead.
+    `distances` are |x_i - y_j|, in ascending order.
+    """
     mean = _location(reference)
-    if mean is not None:  # the two terms would cancel
-        x, reference = x - mean, reference - mean
-    pulled: Tensor = torch.nn.functional.embedding_bag(
-        rows, reference, per_sample_weights=weights, mode="sum"
-    )
-    return x * weights.sum(dim=1, keepdim=True) - pulled
+    centred, points = (x, reference) if mean is None else (x - mean, reference - mean)
+    bag = torch.nn.functional.embedding_bag
+    pulled = bag(rows, points, per_sample_weights=weights, mode="sum")
+    result = centred * weights.sum(dim=1, keepdim=True) - pulled
+    length = torch.linalg.vector_norm(centred, dim=1)
+    near = (distances[:, 0] < _CANCELS * length).nonzero().squeeze(1)
+    bytes_per_row = rows.shape[1] * x.shape[1] * x.element_size()
+    for chunk in _chunks(len(near), bytes_per_row, _PRODUCT_BYTES) if len(near) else []:
+        i = near[chunk]
+        differences = x[i, None] - reference[rows[i]]
+        result[i] = (weights[i, None] @ differences).squeeze(1)
+    return result
 
 
 @_pull.register_fake
-def _(x: Tensor, reference: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
+def _(x: Tensor, reference: Tensor, rows: Tensor, weights: Tensor, distances: Tensor) -> Tensor:
     return torch.empty_like(x)
 
 
@@ -287,4 +299,4 @@ class _NeighborDistances(torch.autograd.Function):
             pull: Tensor = (differences * (grad / squares.sqrt())[:, :, None]).sum(dim=1)
             return pull, None, None, None
         weights = torch.where(distances > 0, grad / distances, 0)
-        return _pull(x, reference, rows, weights), None, None, None
+        return _pull(x, reference, rows, weights, distances), None, None, None

@@ -124,7 +124,9 @@ class OrthogonalityRegularizer(nn.Module):
             gradient, or None if there is no such weight.
 
         Raises:
-            ValueError: as `forward`, and if `scale` is not positive and finite.
+            ValueError: as `forward`, and if `scale` is not positive and finite, or a weight is
+                computed from parameters by a hook that is not torch's pruning, `weight_norm` or
+                `spectral_norm`.
 
         Examples:
             >>> layer = nn.Linear(4, 2)
@@ -140,6 +142,12 @@ class OrthogonalityRegularizer(nn.Module):
             w: [p for p in w.parameters if p.requires_grad and (wanted is None or id(p) in wanted)]
             for w in self._weights
         }
+        for w, found in receivers.items():
+            if not all(p.is_leaf for p in found):
+                raise ValueError(
+                    f"module must hold parameters that can be given a gradient, but {w.name} is "
+                    "computed by a hook of its layer; exclude it or add forward() to the loss"
+                )
         weights = [w for w in self._weights if receivers[w]]
         if not weights and wanted is not None:
             return None

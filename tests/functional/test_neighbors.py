@@ -192,3 +192,20 @@ def test_bad_input() -> None:
             nearest_neighbors(x, x, k)
     with pytest.raises(ValueError, match=r"^k must be between 1 and .* 5, got 6"):
         neighbor_distances(x, x, 6, torch.arange(6))
+
+
+@pytest.mark.parametrize("apart", [1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6])
+@pytest.mark.parametrize("offset", [0.0, 3.0])
+def test_near_duplicates_keep_their_digits_in_float32(apart: float, offset: float) -> None:
+    # Groups of near duplicates, `apart` times the spread of the groups from each other.
+    groups = normal(40, 1, 32) + offset
+    x = (groups + apart * normal(40, 12, 32, seed=1)).flatten(0, 1).float()
+    own = torch.arange(len(x))
+    values, slopes = [], []
+    for y in (leaf(x), leaf(x.double())):
+        r = neighbor_distances(y, y.detach(), 8, own)
+        values.append(r.detach().double())
+        slopes.append(gradient((r / r[:, -1:].detach()).sum(), y).double())
+    torch.testing.assert_close(values[0], values[1], rtol=2e-6, atol=0)
+    error = (slopes[0] - slopes[1]).norm(dim=1) / slopes[1].norm(dim=1)
+    assert error.max() < 3e-5
