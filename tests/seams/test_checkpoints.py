@@ -37,7 +37,7 @@ CIFAR = BackboneSettings("resnet18", stem="cifar", width=4)
 NARROW = BackboneSettings("resnet18", width=4)
 VIT = BackboneSettings("vit_tiny", image_size=16, patch_size=4)
 PUBLISHED = BackboneSettings("resnet18")
-BACKBONES = {"cifar": CIFAR, "narrow": NARROW, "vit": VIT}
+BACKBONES = {"cifar": CIFAR, "narrow": NARROW, "vit": BackboneSettings("timm/test_vit")}
 SMALL = {"backbone": CIFAR, "hidden_dim": 16, "output_dim": 8}
 METHODS = {
     "SimCLR": lambda: SimCLR(backbone=CIFAR),
@@ -65,6 +65,7 @@ def trained(net):
 
 @pytest.fixture(scope="module")
 def networks():
+    pytest.importorskip("timm")
     return {name: trained(create_backbone(s)) for name, s in BACKBONES.items()}
 
 
@@ -90,14 +91,22 @@ def test_every_form_gives_the_features_that_were_saved(tmp_path, networks, backb
     name = BACKBONES[backbone].name
     if form == "lightly children" and backbone == "vit":
         # A Sequential of its children loses a ViT's class token and position embedding.
-        with pytest.raises(ValueError, match=r"lacks \d+ of the model's \d+ tensors: class_token"):
+        with pytest.raises(ValueError, match=r"lacks \d+ of the model's \d+ tensors: cls_token"):
             load_model(name, path)
         return
     loaded = load_model(name, path)
     assert loaded.match.loaded == len(net.state_dict())
     assert not loaded.match.missing
+    assert_same_features(loaded.model, net, loaded.image_size or 16)
+    assert loaded.image_size == (160 if backbone == "vit" else None)
+
+
+@pytest.mark.parametrize("form", ["plain", "lightning", "safetensors"])
+def test_the_image_and_patch_size_of_a_vit_are_read_from_its_tensors(tmp_path, form):
+    net = trained(create_backbone(VIT))
+    loaded = load_model("vit_tiny", FORMS[form](net, tmp_path))
     assert_same_features(loaded.model, net)
-    assert loaded.image_size == (16 if backbone == "vit" else None)
+    assert loaded.image_size == 16
 
 
 @pytest.mark.parametrize("form", FORMS)
