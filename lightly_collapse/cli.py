@@ -60,7 +60,7 @@ def _pretrain(arguments: argparse.Namespace) -> None:
 
 
 def _probe(arguments: argparse.Namespace) -> None:
-    from lightly_collapse.pretrain.probe import probe  # noqa: PLC0415
+    from lightly_collapse.pretrain.evaluate import probe  # noqa: PLC0415
 
     probe(arguments.words)
 
@@ -123,7 +123,7 @@ def _measure_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rtol",
         type=float,
-        default=1e-3,
+        default=1e-2,
         help="a dimension below this times the largest singular value counts as collapsed "
         "(default: %(default)s)",
     )
@@ -319,7 +319,7 @@ _VERBS: dict[str, _Verb] = {
         _pretrain,
     ),
     "probe": (
-        "measure the backbone of a checkpoint: kNN, linear probe, dimensions in use",
+        "train kNN and linear classifiers on the frozen features of a checkpoint",
         _words,
         _probe,
     ),

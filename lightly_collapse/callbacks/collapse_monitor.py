@@ -12,9 +12,11 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
+from lightly_collapse.functional.intrinsic_dimension import DEFAULT_LID_K
+from lightly_collapse.functional.spectrum import DEFAULT_RTOL
 from lightly_collapse.io.files import atomic_write
 from lightly_collapse.metrics import FeatureHooks, LayerMetrics
-from lightly_collapse.metrics.features import check_positions, find_layers
+from lightly_collapse.metrics.features import Positions, check_positions, find_layers
 from lightly_collapse.report.pages.plots import log_lines
 
 
@@ -56,9 +58,9 @@ class CollapseMonitor(pl.Callback):
         self,
         layers: Sequence[str] = ("backbone",),
         every_n_epochs: int = 1,
-        positions: str = "mean",
-        rtol: float = 1e-3,
-        lid_k: int = 20,
+        positions: Positions = "mean",
+        rtol: float = DEFAULT_RTOL,
+        lid_k: int = DEFAULT_LID_K,
         lid_size: int = 2000,
         dirpath: str | Path | None = None,
     ) -> None:

@@ -11,6 +11,9 @@ from torch import Tensor
 from lightly_collapse._checks import as_float, check_rows
 from lightly_collapse.functional._gram import tall_singular_values
 
+DEFAULT_RTOL = 1e-2
+"""A dimension counts as collapsed below this times the largest centred singular value."""
+
 _RANKME_EPSILON = 1e-7
 
 
@@ -196,7 +199,7 @@ def condition_number(s: Tensor) -> Tensor:
     return s.max() / s.min()
 
 
-def collapsed_dimensions(s: Tensor, rtol: float = 1e-3) -> Tensor:
+def collapsed_dimensions(s: Tensor, rtol: float = DEFAULT_RTOL) -> Tensor:
     """Number of dimensions whose singular value is below `rtol` times the largest.
 
     Counted are the r = min(n, d) singular values given: take more samples than dimensions.

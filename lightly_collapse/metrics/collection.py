@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
+from lightly_collapse.functional.spectrum import DEFAULT_RTOL
 from lightly_collapse.metrics._mergeable import MergeableMetric
 from lightly_collapse.metrics.spectrum import (
     AlphaReQ,
@@ -92,7 +93,7 @@ class CollapseMetrics(MetricCollection):
 
 
 def collapse_metrics(
-    rtol: float = 1e-3, spectrum: bool = False, nan_strategy: str = "error", **kwargs: Any
+    rtol: float = DEFAULT_RTOL, spectrum: bool = False, nan_strategy: str = "error", **kwargs: Any
 ) -> CollapseMetrics:
     """Every scalar spectrum metric in one collection that updates one sketch.
 

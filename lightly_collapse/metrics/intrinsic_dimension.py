@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from lightly_collapse import functional
+from lightly_collapse.functional.intrinsic_dimension import DEFAULT_LID_K
 from lightly_collapse.metrics._reservoir import ReservoirMetric
 
 _ESTIMATORS = {"mom": functional.lid_mom, "mle": functional.lid_mle}
@@ -39,7 +40,7 @@ class LocalIntrinsicDimension(ReservoirMetric):
 
     def __init__(
         self,
-        k: int = 64,
+        k: int = DEFAULT_LID_K,
         estimator: str = "mom",
         size: int = 5000,
         seed: int = 0,

@@ -1,11 +1,14 @@
 """Everything that is measured of one layer, from one pass over its features."""
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from lightly_collapse import functional
+from lightly_collapse.functional.intrinsic_dimension import DEFAULT_LID_K
+from lightly_collapse.functional.spectrum import DEFAULT_RTOL
 from lightly_collapse.metrics.collection import CollapseMetrics, collapse_metrics
 from lightly_collapse.metrics.hypersphere import Uniformity
 from lightly_collapse.metrics.intrinsic_dimension import LocalIntrinsicDimension, TwoNN
@@ -18,7 +21,7 @@ class Reading:
     Attributes:
         scalars: value by name; nan where it could not be computed. `rows` and `dropped` count the
             rows measured and left out, `lid_rows` those sampled for `mlid`, `two_nn` and
-            `uniformity`.
+            `uniformity`; `lid_k` is the number of neighbours of `mlid`.
         problems: why a value is nan, by name.
         spectrum: singular values of the centred rows, in descending order; none if there is none.
         lid: local intrinsic dimensionality of every sampled row; none if there is none.
@@ -38,22 +41,28 @@ class LayerMetrics:
 
     Args:
         rtol: a dimension counts as collapsed below this times the largest singular value.
-        lid_k: number of neighbours of the local intrinsic dimensionality.
+        lid_k: number of neighbours of the local intrinsic dimensionality; with no more rows than
+            that, all the others of a row, with a warning.
         lid_size: number of rows sampled at most for neighbours and pairs.
         seed: of the sample.
 
     Examples:
         >>> import torch
-        >>> probe = LayerMetrics(lid_k=20)
-        >>> probe.update(torch.randn(500, 8, generator=torch.Generator().manual_seed(0)))
-        >>> reading = probe.compute()
+        >>> metrics = LayerMetrics()
+        >>> metrics.update(torch.randn(500, 8, generator=torch.Generator().manual_seed(0)))
+        >>> reading = metrics.compute()
         >>> f"{reading.scalars['effective_rank']:.1f}", reading.spectrum.shape
         ('8.0', torch.Size([8]))
     """
 
     def __init__(
-        self, rtol: float = 1e-3, lid_k: int = 20, lid_size: int = 2000, seed: int = 0
+        self,
+        rtol: float = DEFAULT_RTOL,
+        lid_k: int = DEFAULT_LID_K,
+        lid_size: int = 2000,
+        seed: int = 0,
     ) -> None:
+        self._lid_k = lid_k
         self._collapse = collapse_metrics(rtol=rtol, spectrum=True, nan_strategy="drop")
         sample: dict[str, Any] = {"size": lid_size, "seed": seed, "nan_strategy": "drop"}
         names = ["lid", "two_nn", "uniformity"]
@@ -79,6 +88,7 @@ class LayerMetrics:
     def compute(self) -> Reading:
         """The reading of all rows so far."""
         values, problems = self._collapse.compute_or_nan()
+        k = self._fewer_neighbors(int(values["rows"]))
         sampled, sampled_problems = self._sampled.compute_or_nan()
         problems |= sampled_problems
         spectrum, lid = values.pop("spectrum").reshape(-1), sampled.pop("lid").reshape(-1)
@@ -87,6 +97,7 @@ class LayerMetrics:
         scalars["mlid"] = float(functional.geometric_mean(lid) if has_lid else lid)
         scalars |= {name: float(sampled[name]) for name in ("two_nn", "uniformity")}
         scalars["lid_rows"] = float(lid.numel() if has_lid else 0)
+        scalars["lid_k"] = float(k)
         if not has_lid:
             problems["mlid"] = problems.pop("lid")
         return Reading(
@@ -95,3 +106,16 @@ class LayerMetrics:
             spectrum=None if "spectrum" in problems or not spectrum.any() else spectrum.cpu(),
             lid=lid.cpu() if has_lid else None,
         )
+
+    def _fewer_neighbors(self, rows: int) -> int:
+        """The number of neighbours where there are `rows` rows, set for this computation."""
+        k = self._lid_k if rows > self._lid_k else max(2, rows - 1)
+        if k < self._lid_k and rows > k:
+            warnings.warn(
+                f"mLID is computed with {k} neighbours instead of {self._lid_k}, since there are "
+                f"only {rows} rows",
+                stacklevel=3,
+            )
+        lid: Any = self._sampled["lid"]
+        lid.k = k
+        return k

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lightly_collapse import functional
-from lightly_collapse.functional.spectrum import rankme_of_spectrum
+from lightly_collapse.functional.spectrum import DEFAULT_RTOL, rankme_of_spectrum
 from lightly_collapse.metrics._scatter import ScatterMetric
 
 
@@ -231,7 +231,7 @@ class CollapsedDimensions(_SpectrumMetric):
 
     def __init__(
         self,
-        rtol: float = 1e-3,
+        rtol: float = DEFAULT_RTOL,
         center: bool = True,
         nan_strategy: str = "error",
         **kwargs: Any,

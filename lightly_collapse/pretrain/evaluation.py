@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from lightly_collapse._distributed import gather_rows, gathering
 from lightly_collapse.functional import rankme
-from lightly_collapse.pretrain.probes import knn_accuracy
+from lightly_collapse.report.accuracy import knn_accuracy
 
 
 class HeldOut:

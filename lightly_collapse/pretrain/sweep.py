@@ -4,11 +4,12 @@ import json
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pytorch_lightning import Trainer
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -16,7 +17,7 @@ from rich.table import Table
 from lightly_collapse.io.files import atomic_write, check_writable_folder
 from lightly_collapse.pretrain.command import pretrain
 from lightly_collapse.pretrain.configs import load_config, merge
-from lightly_collapse.pretrain.measurement import measure_backbone
+from lightly_collapse.pretrain.evaluate import measure_on
 from lightly_collapse.pretrain.methods.base import DivergedError
 from lightly_collapse.report.pages.sweep import sweep_figures, sweep_page
 
@@ -25,9 +26,9 @@ COLUMNS = {
     "linear": ("linear %", 100, ".1f"),
     "rankme": ("RankMe", 1, ".1f"),
     "effective_rank": ("eff. rank", 1, ".1f"),
-    "collapsed": ("collapsed", 1, ".1f"),
+    "collapsed_dimensions": ("collapsed", 1, ".1f"),
     "mlid": ("mLID", 1, ".2f"),
-    "residual": ("residual", 1, ".3f"),
+    "orthogonality_residual": ("orth. residual", 1, ".3f"),
     "embedding_rankme": ("emb. RankMe", 1, ".1f"),
 }
 """The table's columns: from a measure to its heading, factor and format."""
@@ -221,16 +222,36 @@ def _run(cell: Cell, folder: Path, words: Sequence[str]) -> None:
     else:
         record["seconds"] = round(time.perf_counter() - started, 1)
         record["processor_seconds"] = round(time.process_time() - processor, 1)
-        method: Any = trainer.lightning_module
-        method.eval()
-        device = trainer.strategy.root_device
-        method.to(device)
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        record |= asdict(measure_backbone(method.backbone, data, device, method.embed))
-        record["epochs"] = trainer.max_epochs
-        record["jitter"] = method.views.jitter
-        record["train_images"] = data.train_count
+        record |= _measured(trainer)
     atomic_write(folder / "result.json", json.dumps(record).encode())
+
+
+def _measured(trainer: Trainer) -> dict[str, Any]:
+    """The measures of the trained backbone on held-out images, by the names of `COLUMNS`."""
+    method: Any = trainer.lightning_module
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    device = trainer.strategy.root_device
+    method.eval().to(device)
+    report = measure_on(method.backbone, data, device, head=method.embed)
+    out, embedding = report.output, report.layer("embedding")
+    names = ("rankme", "effective_rank", "collapsed_dimensions", "mlid")
+    return {
+        "knn": report.accuracy.get("knn"),
+        "linear": report.accuracy.get("linear"),
+        **{name: out.scalars[name] for name in names},
+        "width": out.dimensions,
+        "orthogonality_residual": report.orthogonality_residual,
+        "embedding_rankme": embedding.scalars["rankme"],
+        "embedding_width": embedding.dimensions,
+        "spectrum": out.spectrum,
+        "embedding_spectrum": embedding.spectrum,
+        "weight_eigenvalues": {w.name: w.normalized_eigenvalues for w in report.weights},
+        "collapse_rtol": report.settings["collapse_rtol"],
+        "lid_k": out.scalars["lid_k"],
+        "epochs": trainer.max_epochs,
+        "jitter": method.views.jitter,
+        "train_images": data.train_count,
+    }
 
 
 def summarize(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -1,8 +1,9 @@
-"""Pages and figures that show the collapse."""
+"""Measure the collapse of models, compare and predict it: computations, records and pages."""
 
+from lightly_collapse.report.collapse_report import CollapseReport
 from lightly_collapse.report.compare import Comparison, compare
 from lightly_collapse.report.measure import measure
-from lightly_collapse.report.records import CollapseReport, LayerRecord, WeightRecord
+from lightly_collapse.report.records import LayerRecord, WeightRecord
 
 __all__ = [
     "CollapseReport",

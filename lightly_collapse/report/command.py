@@ -9,13 +9,16 @@ import torch
 from rich.console import Console
 from torch.utils.data import DataLoader
 
+from lightly_collapse.functional.intrinsic_dimension import DEFAULT_LID_K
+from lightly_collapse.functional.spectrum import DEFAULT_RTOL
 from lightly_collapse.io.checkpoints import Match, create_backbone, load_checkpoint
 from lightly_collapse.io.files import atomic_write, check_writable_folder
 from lightly_collapse.io.images import ImageFolderLoader, digits_loader
+from lightly_collapse.metrics.features import Positions
+from lightly_collapse.report.collapse_report import CollapseReport
 from lightly_collapse.report.compare import compare
-from lightly_collapse.report.measure import measure
+from lightly_collapse.report.measure import EmptyDataError, measure
 from lightly_collapse.report.pages.figures import to_png
-from lightly_collapse.report.records import CollapseReport
 
 _NAMES_SHOWN = 5
 
@@ -26,9 +29,9 @@ def measure_command(
     checkpoint: Path | None = None,
     output: Path = Path("collapse-measure"),
     layers: Sequence[str] | None = None,
-    positions: str = "mean",
-    rtol: float = 1e-3,
-    lid_k: int = 20,
+    positions: Positions = "mean",
+    rtol: float = DEFAULT_RTOL,
+    lid_k: int = DEFAULT_LID_K,
     image_size: int | None = None,
     batch_size: int = 64,
     workers: int = 0,
@@ -87,9 +90,9 @@ def measure_command(
             name=name or (checkpoint.stem if checkpoint else f"{arch}, random weights"),
             progress=True,
         )
-    except ValueError as error:
+    except EmptyDataError as error:
         unreadable = getattr(loader, "unreadable", [])
-        if "at least one batch" in str(error) and unreadable:
+        if unreadable:
             raise ValueError(
                 f"data must hold an image that can be read, got {len(unreadable)} that cannot, "
                 f"such as {unreadable[0]}"

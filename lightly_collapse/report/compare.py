@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from matplotlib.figure import Figure
 
 from lightly_collapse.io.files import atomic_write
+from lightly_collapse.report.collapse_report import CollapseReport
 from lightly_collapse.report.pages.measure import compare_page, compare_plot
-from lightly_collapse.report.records import CollapseReport, LayerRecord
+from lightly_collapse.report.records import LayerRecord
 
 
 @dataclass(frozen=True)

@@ -1,55 +1,69 @@
 """Measure the collapse of a model: its representation, its hidden features, its weights."""
 
 import math
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from lightly_collapse.functional.intrinsic_dimension import DEFAULT_LID_K
+from lightly_collapse.functional.spectrum import DEFAULT_RTOL
 from lightly_collapse.metrics import FeatureHooks, LayerMetrics, WeightSpectrum, weight_spectra
-from lightly_collapse.metrics.features import feature_rows
-from lightly_collapse.report.records import (
-    CollapseReport,
-    LayerRecord,
-    WeightRecord,
-    finite,
-    rounded,
-)
+from lightly_collapse.metrics.channels import channel_axis
+from lightly_collapse.metrics.features import Positions, feature_rows, find_layers, first_tensor
+from lightly_collapse.report.accuracy import knn_accuracy, linear_accuracy
+from lightly_collapse.report.collapse_report import CollapseReport
+from lightly_collapse.report.records import LayerRecord, WeightRecord, finite, rounded
 
-_OUTPUT = "output"
+_OUTPUT, _EMBEDDING = "output", "embedding"
 _MOST_STAGES = 24
+_IMAGE_KEYS = ("pixel_values", "image", "images")
+_KNN = {"k": 20, "temperature": 0.1}
 
 
 def measure(
-    model: nn.Module,
-    dataloader: Iterable[Any],
+    model: nn.Module | Tensor | np.ndarray[Any, Any],
+    dataloader: Iterable[Any] | None = None,
     layers: Sequence[str] | None = None,
     *,
-    positions: str = "mean",
-    rtol: float = 1e-3,
-    lid_k: int = 20,
+    train_dataloader: Iterable[Any] | None = None,
+    head: Callable[[Tensor], Tensor] | None = None,
+    positions: Positions = "mean",
+    channels: int | Mapping[str, int] | None = None,
+    rtol: float = DEFAULT_RTOL,
+    lid_k: int = DEFAULT_LID_K,
     lid_size: int = 5000,
     seed: int = 0,
     device: torch.device | str | None = None,
     name: str | None = None,
     progress: bool = False,
 ) -> CollapseReport:
-    """Pass the data through a model once and measure what it makes of it.
+    """Pass the data through a model once and measure its features and weights.
 
     Args:
         model: maps a batch of images to a tensor, its representation; a feature map is averaged
             over its positions or not, as `positions` says. It is measured in evaluation mode and
-            left in the mode it was in.
-        dataloader: gives batches: tensors, or tuples and lists that begin with one (as
-            `(images, labels)`, or a list of views, of which the first is taken).
+            left in the mode it was in. Or the representations themselves: (n, d) rows.
+        dataloader: gives batches: tensors, tuples and lists that begin with one (as
+            `(images, labels)`, or a list of views, of which the first is taken), or dictionaries
+            with `pixel_values`, `image` or `images`. Not given with representations.
         layers: names of further layers to measure, as in `model.named_modules()`. By default the
-            stages of the model, such as `layer1` to `layer4`.
+            stages of the model, such as `layer1` to `layer4`. With named layers, a model whose own
+            output is no tensor is measured in these layers alone.
+        train_dataloader: labelled training images, as `(images, labels)`; `dataloader` must then
+            give labels too, and the report has the accuracies of a kNN vote and of logistic
+            regression on the frozen representation, trained on these and tested on those.
+        head: from representations to what the loss acts on, measured as the layer `embedding`.
         positions: `mean` over the positions of a sample, or `all` of them as rows.
+        channels: the axis of the channels, 1 or -1, for all layers or by layer (`output` for the
+            model's); found from the layers where it is not given, see `channel_axis`.
         rtol: a dimension counts as collapsed below this times the largest singular value.
-        lid_k: number of neighbours of the local intrinsic dimensionality.
+        lid_k: number of neighbours of the local intrinsic dimensionality; with no more rows than
+            that, all others, with a warning.
         lid_size: number of rows sampled at most for neighbours and pairs.
         seed: of the sample.
         device: where to compute; by default where the model is.
@@ -60,8 +74,8 @@ def measure(
         The report.
 
     Raises:
-        ValueError: if the dataloader is empty, a batch holds no tensor, a layer does not exist or
-            is not called, or an argument is out of range.
+        ValueError: if the dataloader is empty, a batch holds no tensor, labels are missing, a layer
+            does not exist or is not called, or an argument is out of range.
 
     Examples:
         >>> from torch.utils.data import DataLoader
@@ -70,50 +84,161 @@ def measure(
         >>> report = measure(encoder, DataLoader(torch.rand(64, 3, 8, 8), batch_size=16))
         >>> report.output.dimensions, int(report.output.scalars["rows"])
         (8, 64)
+        >>> measure(torch.randn(100, 8)).output.name
+        'output'
     """
-    chosen = list(stages(model) if layers is None else layers)
-    probes = {n: LayerMetrics(rtol, lid_k, lid_size, seed) for n in (_OUTPUT, *chosen)}
+    settings = {
+        "collapse_rtol": rtol,
+        "positions": positions,
+        "lid_k": lid_k,
+        "lid_size": lid_size,
+        "seed": seed,
+    }
+    metrics: dict[str, LayerMetrics] = {}
     widths: dict[str, int] = {}
 
     def take(layer: str, rows: Tensor) -> None:
+        if layer not in metrics:
+            metrics[layer] = LayerMetrics(rtol, lid_k, lid_size, seed)
         widths[layer] = rows.shape[1]
-        probes[layer].update(rows)
+        metrics[layer].update(rows)
 
+    if not isinstance(model, nn.Module):
+        _check_no_model_arguments(dataloader=dataloader, layers=layers, head=head)
+        take(_OUTPUT, torch.as_tensor(model))
+        records = [_layer(_OUTPUT, widths[_OUTPUT], metrics[_OUTPUT])]
+        return CollapseReport(name or "embeddings", records, [], settings)
+    if dataloader is None:
+        raise ValueError("dataloader must give the images that the model is measured on, got None")
+    chosen = list(stages(model) if layers is None else layers)
+    if chosen:
+        find_layers(model, chosen)
+    run = _Run(model, chosen, layers is None, take, head, positions, channels)
     parameter = next(model.parameters(), torch.empty(0))
     target = torch.device(device) if device is not None else parameter.device
     modes = [(module, module.training) for module in model.modules()]
     model.eval().to(target)
-    taps = FeatureHooks(model, chosen, take, positions) if chosen else None
     try:
         with torch.no_grad():
-            for batch in _bar(dataloader, progress):
-                take(_OUTPUT, feature_rows(model(_images(batch).to(target)), positions))
+            held_out = run.over(_bar(dataloader, progress), target, train_dataloader is not None)
+            accuracy = {}
+            if train_dataloader is not None:
+                bank = run.labelled(train_dataloader, target)
+                accuracy = {
+                    "knn": knn_accuracy(*bank, *held_out, **_KNN),  # type: ignore[arg-type]
+                    "linear": linear_accuracy(*bank, *held_out),
+                }
+                settings |= {f"knn_{key}": value for key, value in _KNN.items()}
     finally:
-        if taps is not None:
-            taps.remove()
         for module, training in modes:
             module.training = training
-    if _OUTPUT not in widths:
-        raise ValueError("dataloader must give at least one batch, got none")
     silent = [n for n in chosen if n not in widths]
     if silent and layers is not None:
         raise ValueError(f"layers must be called in forward, got {', '.join(map(repr, silent))}")
+    order = [n for n in (_OUTPUT, *chosen, _EMBEDDING) if n in widths]
     return CollapseReport(
         name=name or type(model).__name__,
-        layers=[_layer(n, widths[n], probes[n]) for n in (_OUTPUT, *chosen) if n in widths],
+        layers=[_layer(n, widths[n], metrics[n]) for n in order],
         weights=[_weight(n, s) for n, s in _weights(model).items()],
-        settings={
-            "collapse_rtol": rtol,
-            "positions": positions,
-            "lid_k": lid_k,
-            "lid_size": lid_size,
-            "seed": seed,
-        },
+        settings=settings,
+        accuracy=accuracy,
     )
 
 
+class _Run:
+    """The passes of the data through the model, its layers hooked in the first."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Sequence[str],
+        needs_output: bool,
+        take: Callable[[str, Tensor], None],
+        head: Callable[[Tensor], Tensor] | None,
+        positions: Positions,
+        channels: int | Mapping[str, int] | None,
+    ) -> None:
+        self._model, self._layers, self._take, self._head = model, layers, take, head
+        self._positions, self._channels = positions, channels
+        self._needs_output = needs_output or not layers
+
+    def over(
+        self, batches: Iterable[Any], device: torch.device, labelled: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Measure all batches; with labels, the representations and labels, else nothing."""
+        arguments = (self._model, self._layers, self._take, self._positions, self._channels)
+        hooks = FeatureHooks(*arguments) if self._layers else None
+        kept: list[tuple[Tensor, Tensor]] = []
+        count = 0
+        try:
+            for batch in batches:
+                count += 1
+                rows = self._representation(_images(batch).to(device), labelled)
+                if rows is None:
+                    continue
+                self._take(_OUTPUT, rows)
+                if self._head is not None:
+                    self._take(_EMBEDDING, feature_rows(self._head(rows)))
+                if labelled:
+                    kept.append((rows.float().cpu(), _labels(batch, "dataloader")))
+        finally:
+            if hooks is not None:
+                hooks.remove()
+        if not count:
+            raise EmptyDataError("dataloader must give at least one batch, got none")
+        return _together(kept) if labelled else (torch.empty(0), torch.empty(0))
+
+    def labelled(self, batches: Iterable[Any], device: torch.device) -> tuple[Tensor, Tensor]:
+        """The representations and labels of training images."""
+        kept = []
+        for batch in batches:
+            rows = self._representation(_images(batch).to(device), True)
+            assert rows is not None
+            kept.append((rows.float().cpu(), _labels(batch, "train_dataloader")))
+        if not kept:
+            raise EmptyDataError("train_dataloader must give at least one batch, got none")
+        return _together(kept)
+
+    def _representation(self, images: Tensor, needed: bool) -> Tensor | None:
+        output = self._model(images)
+        try:
+            x = first_tensor(output)
+        except ValueError:
+            if self._needs_output or needed:
+                raise
+            return None
+        given = self._channels
+        axis = given.get(_OUTPUT) if isinstance(given, Mapping) else given
+        if axis is None:
+            axis = channel_axis(self._model, x.shape)
+        return feature_rows(x, self._positions, axis)
+
+
+class EmptyDataError(ValueError):
+    """A dataloader gave no batch."""
+
+
+def _check_no_model_arguments(**arguments: Any) -> None:
+    for name, value in arguments.items():
+        if value is not None:
+            raise ValueError(f"{name} must not be given with representations, only with a model")
+
+
+def _together(kept: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    return torch.cat([rows for rows, _ in kept]), torch.cat([labels for _, labels in kept])
+
+
+def _labels(batch: Any, source: str) -> Tensor:
+    labels = batch[1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
+    if isinstance(batch, Mapping):
+        labels = batch.get("labels", batch.get("label"))
+    if not isinstance(labels, Tensor) or labels.ndim != 1 or labels.is_floating_point():
+        raise ValueError(f"{source} must give (images, labels) with integer labels for accuracies")
+    return labels.cpu().long()
+
+
 def stages(model: nn.Module) -> list[str]:
-    """The layers worth looking at by default: the model's coarsest parts that hold weights.
+    """The layers to measure by default: the model's coarsest parts that hold weights.
 
     Children with weights, opened up while there are fewer than four (a Vision Transformer keeps
     its blocks one or two levels down) and as long as it gives no more than two dozen.
@@ -151,10 +276,13 @@ def _weighty_children(module: nn.Module, prefix: str) -> list[str]:
 def _images(batch: Any) -> Tensor:
     while isinstance(batch, (tuple, list)) and batch:
         batch = batch[0]
+    if isinstance(batch, Mapping):
+        key = next((key for key in _IMAGE_KEYS if key in batch), None)
+        batch = batch[key] if key is not None else batch
     if not isinstance(batch, Tensor):
         raise ValueError(
-            f"dataloader must give tensors or sequences that begin with one, got "
-            f"{type(batch).__name__}"
+            f"dataloader must give tensors, sequences that begin with one, or dictionaries with "
+            f"{' or '.join(_IMAGE_KEYS)}, got {type(batch).__name__}"
         )
     return batch
 
@@ -172,8 +300,8 @@ def _bar(dataloader: Iterable[Any], shown: bool) -> Iterable[Any]:
             bar.advance(task)
 
 
-def _layer(name: str, width: int, probe: LayerMetrics) -> LayerRecord:
-    reading = probe.compute()
+def _layer(name: str, width: int, metrics: LayerMetrics) -> LayerRecord:
+    reading = metrics.compute()
     problems = dict(reading.problems)
     if math.isinf(reading.scalars["condition_number"]):
         problems["condition_number"] = "infinite, the weakest direction cannot be told from zero"

@@ -1,4 +1,4 @@
-"""What `measure` found: as data, as a table, as figures, as a page."""
+"""What was measured of a model: as data, as a file, as a table, in sentences."""
 
 import json
 import math
@@ -8,11 +8,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
+from typing_extensions import Self
 
 from lightly_collapse.io.files import atomic_write
-from lightly_collapse.report.pages.glossary import GLOSSARY
-from lightly_collapse.report.pages.plots import log_lines
+from lightly_collapse.report.glossary import GLOSSARY
 
 _Path = str | os.PathLike[str]
 _FORMAT = "lightly-collapse report 1"
@@ -38,6 +37,17 @@ class LayerRecord:
     problems: dict[str, str]
     spectrum: list[float]
     lid: list[float]
+
+    def value(self, name: str) -> float:
+        """One of the scalars.
+
+        Raises:
+            ValueError: if it could not be computed, with the reason.
+        """
+        value = self.scalars[name]
+        if value is None:
+            raise ValueError(f"{name} of {self.name}: {self.problems.get(name, 'not a number')}")
+        return value
 
     @property
     def normalized_eigenvalues(self) -> list[float]:
@@ -67,8 +77,8 @@ class WeightRecord:
 
 
 @dataclass(frozen=True)
-class CollapseReport:
-    """What was measured of one model; made by `measure` or read by `load`.
+class ModelRecord:
+    """What was measured of one model, without the means to draw it; see `CollapseReport`.
 
     Attributes:
         name: what the model is called in tables and figures.
@@ -77,6 +87,8 @@ class CollapseReport:
         settings: how it was measured, such as `collapse_rtol`.
         source: what was measured: model, checkpoint, data, as far as known.
         notes: what a reader must know, such as images that could not be read.
+        accuracy: of classifiers on the frozen representation, in [0, 1]: `knn` and `linear`; empty
+            where there were no labels.
     """
 
     name: str
@@ -85,6 +97,33 @@ class CollapseReport:
     settings: dict[str, Any]
     source: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    accuracy: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def orthogonality_residual(self) -> float | None:
+        """Mean over the weights of the residual by the smaller side; None where there is none.
+
+        The residual of W is its squared distance from orthonormal filters, ||W W^T - I||_F^2 on the
+        smaller side.
+        """
+        if not self.weights:
+            return None
+        return sum(w.orthogonality_residual / min(w.shape) for w in self.weights) / len(
+            self.weights
+        )
+
+    def layer(self, name: str) -> LayerRecord:
+        """The record of a layer.
+
+        Raises:
+            ValueError: if it was not measured; the message names those that were.
+        """
+        for record in self.layers:
+            if record.name == name:
+                return record
+        raise ValueError(
+            f"layer must be one of {', '.join(r.name for r in self.layers)}, got {name!r}"
+        )
 
     @property
     def output(self) -> LayerRecord:
@@ -92,7 +131,7 @@ class CollapseReport:
         return self.layers[0]
 
     def save(self, path: _Path) -> None:
-        """Write the report as JSON, whole or not at all.
+        """Write the report as JSON, atomically.
 
         Args:
             path: the file.
@@ -104,7 +143,7 @@ class CollapseReport:
         atomic_write(path, json.dumps(record, indent=1, allow_nan=False).encode())
 
     @classmethod
-    def load(cls, path: _Path) -> "CollapseReport":
+    def load(cls, path: _Path) -> Self:
         """Read what `save` wrote.
 
         Args:
@@ -121,7 +160,7 @@ class CollapseReport:
         try:
             record = json.loads(text)
             if not isinstance(record, dict) or record.pop("format", None) != _FORMAT:
-                raise ValueError("its format is another")
+                raise ValueError("its format is not that of a report")
             layers = [LayerRecord(**layer) for layer in record.pop("layers")]
             weights = [
                 WeightRecord(**{**weight, "shape": tuple(weight["shape"])})
@@ -209,32 +248,6 @@ class CollapseReport:
             ).rstrip()
             for row in zip(*columns, strict=True)
         )
-
-    def plot(self) -> Figure:
-        """The centred spectrum of every layer, divided by its largest singular value."""
-        return log_lines(
-            {
-                f"{r.name} ({r.dimensions})": [s / r.spectrum[0] for s in r.spectrum]
-                for r in self.layers
-                if r.spectrum
-            },
-            "singular value / largest",
-            self.settings["collapse_rtol"],
-            title=self.name,
-        )
-
-    def to_html(self, path: _Path) -> None:
-        """Write a self-contained page.
-
-        Args:
-            path: the file.
-
-        Raises:
-            OSError: if it cannot be written.
-        """
-        from lightly_collapse.report.pages.measure import measure_page  # noqa: PLC0415
-
-        atomic_write(path, measure_page(self).encode())
 
 
 def format_value(value: float | None) -> str:

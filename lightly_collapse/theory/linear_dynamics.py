@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from lightly_collapse.functional.spectrum import DEFAULT_RTOL
 from lightly_collapse.theory._check import covariance_root
 from lightly_collapse.theory.closed_forms import exponential_solution, saturating_singular_values
 from lightly_collapse.theory.infonce import Network, Record, Settings, Views, train
@@ -50,17 +51,18 @@ class LinearDynamics:
     alignment: Tensor | None
     closed_form: Tensor
 
-    def collapsed(self, tolerance: float = 1e-2) -> Tensor:
-        """Number of dimensions, by run, whose final eigenvalue is under `tolerance` x the largest.
+    def collapsed(self, rtol: float = DEFAULT_RTOL) -> Tensor:
+        """Number of collapsed dimensions of the embedding at the end, by run.
 
         Args:
-            tolerance: relative to the run's largest eigenvalue of the embedding covariance.
+            rtol: a dimension counts as collapsed when the centred singular value of the embedding,
+                the root of the eigenvalue of its covariance, is below this times the largest.
 
         Returns:
             Integers, shape (R,).
         """
-        final = self.spectrum[-1]
-        return (final < tolerance * final[:, :1]).sum(1)
+        final = self.spectrum[-1].clamp(min=0).sqrt()
+        return (final < rtol * final[:, :1]).sum(1)
 
 
 def strong_augmentation_dynamics(

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightly_collapse.functional.spectrum import DEFAULT_RTOL
 from lightly_collapse.theory.augmentations import (
     Transform,
     augmentation_names,
@@ -173,7 +174,7 @@ def predict_collapse(
     weight_decay: float = 0.0,
     invariance: float = 0.0,
     feature_norm: float | None = None,
-    rtol: float = 1e-2,
+    rtol: float = DEFAULT_RTOL,
     pool: int = 8,
     leave_one_out: bool = True,
     resamples: int = 100,

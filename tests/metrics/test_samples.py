@@ -17,7 +17,7 @@ from lightly_collapse.metrics import (
 )
 
 SAMPLED = {
-    LocalIntrinsicDimension: lambda z: functional.geometric_mean(functional.lid_mom(z, k=64)),
+    LocalIntrinsicDimension: lambda z: functional.geometric_mean(functional.lid_mom(z, k=20)),
     TwoNN: functional.two_nn,
     Uniformity: functional.uniformity,
 }

@@ -80,7 +80,7 @@ def test_runs_every_cell_and_writes_one_table_and_one_page(finished):
 
 def test_the_cells_differ_by_what_they_say(finished):
     folder, results = finished
-    residual = {(r["variant"], r["seed"]): r["residual"] for r in results}
+    residual = {(r["variant"], r["seed"]): r["orthogonality_residual"] for r in results}
     for seed in (0, 1):
         assert residual["SimCLR + SO", seed] < residual["SimCLR", seed]
     assert residual["SimCLR", 0] != residual["SimCLR", 1]
@@ -100,7 +100,7 @@ def test_a_finished_cell_is_not_run_again_and_a_missing_one_is(finished, monkeyp
     again = sweep(folder / "sweep.yaml", folder / "out")
     assert len(ran) == 1
     assert "--ckpt_path" in ran[0]  # its training was over: only the measuring was missing
-    for key in ("spectrum", "knn", "linear", "mlid", "residual"):
+    for key in ("spectrum", "knn", "linear", "mlid", "orthogonality_residual"):
         assert again[2][key] == results[2][key]
 
 

@@ -2,7 +2,7 @@
 
 import random
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,20 @@ class _EpochLoader(DataLoader[Any]):
         return super().__iter__()
 
 
+class _Prepared:
+    """The batches of a loader as they come to the model within a trainer."""
+
+    def __init__(self, data: "PretrainData", loader: DataLoader[Any]) -> None:
+        self._data, self._loader = data, loader
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self._loader:
+            yield self._data.on_after_batch_transfer(batch, 0)
+
+
 class PretrainData(LightningDataModule):
     """Training images as views; a bank of training images and held-out images as they are.
 
@@ -54,7 +68,7 @@ class PretrainData(LightningDataModule):
         ValueError: if a number is out of range.
     """
 
-    num_classes: int
+    num_classes: int | None = None
     train_count: int
     seed: int = 0
 
@@ -90,6 +104,16 @@ class PretrainData(LightningDataModule):
     def val_dataloader(self) -> list[DataLoader[Any]]:
         """The bank and the held-out images."""
         return self.evaluation_loaders(self.bank_images)
+
+    def evaluation_batches(self) -> tuple[Iterable[Any], Iterable[Any]]:
+        """Training images and held-out ones as `(images, labels)`, ready for the backbone.
+
+        Returns:
+            Two iterables with a length, of all training images that are used and of the held-out
+            ones; the same twice where there are no held-out ones.
+        """
+        train, held_out = self.evaluation_loaders()
+        return _Prepared(self, train), _Prepared(self, held_out)
 
     def _chosen(self, count: int) -> list[int]:
         """Which of the training images are used: the same ones for every seed."""

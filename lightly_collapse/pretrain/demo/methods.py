@@ -9,6 +9,8 @@ from lightly.models.modules import SimCLRProjectionHead
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, conv1x1
 
+from lightly_collapse.functional.intrinsic_dimension import DEFAULT_LID_K
+from lightly_collapse.functional.spectrum import DEFAULT_RTOL
 from lightly_collapse.loss import DirectCLRLoss, LDRegularizer, OrthogonalityRegularizer
 from lightly_collapse.models import DirectCLRHead
 from lightly_collapse.pretrain.demo.views import BatchedViews
@@ -31,7 +33,8 @@ class DemoSettings:
         so_weight: gamma of soft orthogonality.
         srip_weight: gamma of the spectral restricted isometry property.
         ldreg_weight: beta of LDReg.
-        ldreg_k: neighbours of LDReg and of the measured mLID.
+        ldreg_k: neighbours of LDReg.
+        lid_k: neighbours of the measured mLID.
         directclr_dim: entries of the representation that DirectCLR's loss acts on.
         collapse_rtol: a dimension counts as collapsed when its singular value is below this share
             of the largest.
@@ -47,7 +50,8 @@ class DemoSettings:
     ldreg_weight: float = 0.5
     ldreg_k: int = 32
     directclr_dim: int = 16
-    collapse_rtol: float = 1e-2
+    collapse_rtol: float = DEFAULT_RTOL
+    lid_k: int = DEFAULT_LID_K
 
 
 class DigitEncoder(nn.Sequential):
@@ -70,11 +74,9 @@ class DigitEncoder(nn.Sequential):
             nn.Flatten(),
         )
 
-    def last_convolution(self) -> Tensor:
-        """The weight of the last convolution on the main path."""
-        convolutions = [layer for name, layer in self.named_modules() if name.endswith("conv2")]
-        weight: Tensor = convolutions[-1].get_parameter("weight")
-        return weight
+    def last_convolution(self) -> str:
+        """The name of the weight of the last convolution on the main path."""
+        return [f"{name}.weight" for name, _ in self.named_modules() if name.endswith("conv2")][-1]
 
 
 def _halving_block(inputs: int, outputs: int) -> nn.Module:

@@ -15,16 +15,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from lightly_collapse import __version__
-from lightly_collapse.functional import (
-    collapsed_dimensions,
-    effective_rank,
-    geometric_mean,
-    lid_mom,
-    normalized_eigenvalues,
-    rankme,
-    singular_values,
-    weight_matrix,
-)
 from lightly_collapse.io.digits import DigitsSplit, digits_split
 from lightly_collapse.io.files import atomic_write, check_writable_folder
 from lightly_collapse.pretrain.demo.methods import (
@@ -35,7 +25,7 @@ from lightly_collapse.pretrain.demo.methods import (
     steps_per_epoch,
     train,
 )
-from lightly_collapse.pretrain.probes import knn_accuracy, linear_accuracy
+from lightly_collapse.report import measure
 from lightly_collapse.report.pages.demo import demo_page, spectrum_png
 
 
@@ -50,7 +40,7 @@ class DemoResult:
         linear: accuracy of the linear probe, in [0, 1].
         rankme: RankMe of the representation, out of 128.
         effective_rank: effective rank of the centred representation, out of 128.
-        collapsed: collapsed dimensions of the centred representation, out of 128.
+        collapsed_dimensions: collapsed dimensions of the centred representation, out of 128.
         mlid: geometric mean of the local intrinsic dimensionality of the representation.
         embedding_rankme: RankMe of the embedding, which the loss acts on.
         embedding_width: dimensions of the embedding.
@@ -65,7 +55,7 @@ class DemoResult:
     linear: float
     rankme: float
     effective_rank: float
-    collapsed: int
+    collapsed_dimensions: int
     mlid: float
     embedding_rankme: float
     embedding_width: int
@@ -161,29 +151,33 @@ def _run_all(
             yield _measure(name, model, settings, digits)
 
 
-@torch.no_grad()
 def _measure(
     name: str, model: TrainedModel, settings: DemoSettings, digits: DigitsSplit
 ) -> DemoResult:
-    train_features = model.encoder(digits.train_images)
-    features = model.encoder(digits.test_images)
-    labelled = (train_features, digits.train_labels, features, digits.test_labels)
-    embedding = model.head(features)
-    spectrum = singular_values(features, center=True)
-    last_convolution = weight_matrix(model.encoder.last_convolution())
+    report = measure(
+        model.encoder,
+        [(digits.test_images, digits.test_labels)],
+        layers=[],
+        train_dataloader=[(digits.train_images, digits.train_labels)],
+        head=model.head,
+        rtol=settings.collapse_rtol,
+        lid_k=settings.lid_k,
+    )
+    out, embedding = report.output, report.layer("embedding")
+    weights = {weight.name: weight for weight in report.weights}
     return DemoResult(
         method=name,
         title=METHODS[name].title,
-        knn=knn_accuracy(*labelled),
-        linear=linear_accuracy(*labelled),
-        rankme=float(rankme(features)),
-        effective_rank=float(effective_rank(spectrum)),
-        collapsed=int(collapsed_dimensions(spectrum, settings.collapse_rtol)),
-        mlid=float(geometric_mean(lid_mom(features, k=settings.ldreg_k))),
-        embedding_rankme=float(rankme(embedding)),
-        embedding_width=embedding.shape[1],
-        spectrum=spectrum.tolist(),
-        weight_eigenvalues=normalized_eigenvalues(last_convolution).tolist(),
+        knn=report.accuracy["knn"],
+        linear=report.accuracy["linear"],
+        rankme=out.value("rankme"),
+        effective_rank=out.value("effective_rank"),
+        collapsed_dimensions=int(out.value("collapsed_dimensions")),
+        mlid=out.value("mlid"),
+        embedding_rankme=embedding.value("rankme"),
+        embedding_width=embedding.dimensions,
+        spectrum=out.spectrum,
+        weight_eigenvalues=weights[model.encoder.last_convolution()].normalized_eigenvalues,
         losses=model.losses,
     )
 
@@ -211,7 +205,7 @@ def _table(results: Sequence[DemoResult], settings: DemoSettings) -> Table:
         pad_edge=False,
         collapse_padding=True,
         caption=f"accuracies in %; collapsed: singular value below {settings.collapse_rtol} of the "
-        f"largest; mLID with {settings.ldreg_k} neighbours",
+        f"largest; mLID with {settings.lid_k} neighbours",
     )
     table.add_column("method", no_wrap=True)
     for heading in (
@@ -231,7 +225,7 @@ def _table(results: Sequence[DemoResult], settings: DemoSettings) -> Table:
             f"{100 * r.linear:.1f}",
             f"{r.rankme:.1f}",
             f"{r.effective_rank:.1f}",
-            f"{r.collapsed}",
+            f"{r.collapsed_dimensions}",
             f"{r.mlid:.2f}",
             f"{r.embedding_rankme:.1f}/{r.embedding_width}",
         )

@@ -66,9 +66,9 @@ def _verdict(record: _Record) -> list[str]:
             f"{most['title']} uses the most dimensions (effective rank {most['effective_rank']:.1f}"
             f" of {width}), {least['title']} the fewest ({least['effective_rank']:.1f})."
         )
-    collapsed = [r for r in results if r["collapsed"]]
+    collapsed = [r for r in results if r["collapsed_dimensions"]]
     tolerance = record["settings"]["collapse_rtol"]
-    counts = "; ".join(f"{r['title']}: {r['collapsed']}" for r in collapsed)
+    counts = "; ".join(f"{r['title']}: {r['collapsed_dimensions']}" for r in collapsed)
     sentences.append(
         f"Dimensions of {width} whose singular value is below {tolerance} of the largest: "
         + (f"{counts}; none elsewhere." if len(collapsed) < len(results) else f"{counts}.")

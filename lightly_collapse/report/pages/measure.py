@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from lightly_collapse.report.glossary import GLOSSARY, Entry
 from lightly_collapse.report.pages.figures import to_svg
-from lightly_collapse.report.pages.glossary import GLOSSARY, Entry
 from lightly_collapse.report.pages.plots import heat_map, histogram, log_lines
 from lightly_collapse.report.pages.shell import render
-from lightly_collapse.report.records import CollapseReport, LayerRecord, format_value
+from lightly_collapse.report.records import LayerRecord, ModelRecord, format_value
 
 # As many as fit the width of a printed page.
 _OF_LAYERS = (
@@ -23,7 +23,7 @@ _OF_LAYERS = (
 )
 
 
-def measure_page(report: CollapseReport) -> str:
+def measure_page(report: ModelRecord) -> str:
     """The page of one report.
 
     Args:
@@ -50,7 +50,8 @@ def measure_page(report: CollapseReport) -> str:
         glossary=_shown(report.layers),
         format_value=format_value,
         spectrum=to_svg(
-            report.plot(), "Singular values of each layer against their index, one line a layer"
+            spectrum_plot(report),
+            "Singular values of each layer against their index, one line a layer",
         )
         if features
         else None,
@@ -61,7 +62,28 @@ def measure_page(report: CollapseReport) -> str:
     )
 
 
-def compare_page(reports: Sequence[CollapseReport]) -> str:
+def spectrum_plot(report: ModelRecord) -> Figure:
+    """The centred spectrum of every layer, divided by its largest singular value.
+
+    Args:
+        report: what `measure` returned.
+
+    Returns:
+        The figure, one line a layer.
+    """
+    return log_lines(
+        {
+            f"{r.name} ({r.dimensions})": [s / r.spectrum[0] for s in r.spectrum]
+            for r in report.layers
+            if r.spectrum
+        },
+        "singular value / largest",
+        report.settings["collapse_rtol"],
+        title=report.name,
+    )
+
+
+def compare_page(reports: Sequence[ModelRecord]) -> str:
     """The page that overlays several reports.
 
     Args:
@@ -107,7 +129,7 @@ def compare_page(reports: Sequence[CollapseReport]) -> str:
     )
 
 
-def compare_plot(reports: Sequence[CollapseReport]) -> Figure:
+def compare_plot(reports: Sequence[ModelRecord]) -> Figure:
     """The centred spectra of the outputs, each divided by its largest singular value."""
     return log_lines(
         {
@@ -126,7 +148,7 @@ def _shown(layers: Sequence[LayerRecord]) -> dict[str, Entry]:
     return {n: e for n, e in GLOSSARY.items() if any(n in r.scalars for r in layers)}
 
 
-def _best(name: str, reports: Sequence[CollapseReport]) -> int | None:
+def _best(name: str, reports: Sequence[ModelRecord]) -> int | None:
     better = GLOSSARY[name].better
     values = [r.output.scalars.get(name) for r in reports]
     known = [v for v in values if v is not None]

@@ -39,7 +39,7 @@ def test_writes_every_number_of_every_method(run):
         p = [s / sum(r["spectrum"]) for s in r["spectrum"]]
         entropy = -sum(x * math.log(x) for x in p if x > 0)
         assert r["effective_rank"] == pytest.approx(math.exp(entropy), rel=1e-4)
-        assert r["collapsed"] == sum(s < 1e-2 * r["spectrum"][0] for s in r["spectrum"])
+        assert r["collapsed_dimensions"] == sum(s < 1e-2 * r["spectrum"][0] for s in r["spectrum"])
     embedding_widths = {r["method"]: r["embedding_width"] for r in record["results"]}
     assert embedding_widths["directclr"] == 16
     assert embedding_widths["no-projector"] == 128
@@ -125,4 +125,4 @@ def test_too_few_images_are_refused():
 
 def test_encoder_names_its_last_convolution():
     encoder = DigitEncoder()
-    assert encoder.last_convolution().shape == (128, 128, 3, 3)
+    assert encoder.get_parameter(encoder.last_convolution()).shape == (128, 128, 3, 3)

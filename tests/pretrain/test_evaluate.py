@@ -1,10 +1,11 @@
-"""The probe command, and the measures it prints."""
+"""The probe command, and the measures of the run's held-out images."""
 
 import json
 import math
 
 import pytest
 import torch
+from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
@@ -12,7 +13,7 @@ from lightly_collapse.cli import main
 from lightly_collapse.io.digits import digits_split
 from lightly_collapse.pretrain.checkpoint import load_backbone
 from lightly_collapse.pretrain.command import pretrain
-from lightly_collapse.pretrain.probe import probe
+from lightly_collapse.pretrain.evaluate import probe
 
 WORDS = [
     *("--model", "SimCLR", "--model.backbone.stem", "cifar", "--model.backbone.width", "4"),
@@ -34,7 +35,7 @@ def test_measures_the_backbone_on_the_data_of_its_run(run, tmp_path, capsys):
     assert "SimCLR" in capsys.readouterr().out
     record = json.loads((tmp_path / "probe.json").read_text())
     assert record["method"] == "SimCLR"
-    assert record["knn"] == measured.knn
+    assert record["knn"] == measured.accuracy["knn"]
     # The same again from the definitions, on images loaded here.
     split = digits_split(16)
     backbone, _ = load_backbone(run / "last.ckpt")
@@ -43,10 +44,10 @@ def test_measures_the_backbone_on_the_data_of_its_run(run, tmp_path, capsys):
     features = backbone(x.expand(-1, 3, -1, -1)).double()
     s = torch.linalg.svdvals(features - features.mean(dim=0))
     p = s / s.sum()
-    assert measured.effective_rank == pytest.approx(
+    assert measured.output.scalars["effective_rank"] == pytest.approx(
         math.exp(-float((p * p.clamp(min=1e-300).log()).sum())), rel=1e-4
     )
-    assert measured.collapsed == int((s < 1e-2 * s[0]).sum())
+    assert measured.output.scalars["collapsed_dimensions"] == int((s < 1e-2 * s[0]).sum())
     chosen = sorted(torch.randperm(1257, generator=torch.Generator().manual_seed(0))[:128].tolist())
     train = (split.train_images[chosen].mul(255).round() / 255 - mean) / std
     bank = backbone(train.expand(-1, 3, -1, -1)).numpy()
@@ -55,12 +56,13 @@ def test_measures_the_backbone_on_the_data_of_its_run(run, tmp_path, capsys):
         scaler.transform(bank), split.train_labels[chosen].numpy()
     )
     right = classifier.score(scaler.transform(features.float().numpy()), split.test_labels.numpy())
-    assert measured.linear == pytest.approx(right, abs=0.01)
-    assert measured.width == 32
+    assert measured.accuracy["linear"] == pytest.approx(right, abs=0.01)
+    assert measured.output.dimensions == 32
     weight = backbone.layer4[1].conv2.weight.flatten(1).double()
     eigenvalues = torch.linalg.eigvalsh(weight @ weight.T).flip(0)
+    weights = {w.name: w for w in measured.weights}
     torch.testing.assert_close(
-        torch.tensor(measured.weight_eigenvalues["layer4.1.conv2.weight"]).double(),
+        torch.tensor(weights["layer4.1.conv2.weight"].normalized_eigenvalues).double(),
         eigenvalues / eigenvalues[0],
         atol=1e-4,
         rtol=0,
@@ -69,7 +71,22 @@ def test_measures_the_backbone_on_the_data_of_its_run(run, tmp_path, capsys):
 
 def test_other_data_can_be_named(run):
     words = ["--checkpoint", str(run / "last.ckpt"), "--data", "Digits"]
-    assert probe([*words, "--data.train_images", "64"]).width == 32
+    assert probe([*words, "--data.train_images", "64"]).output.dimensions == 32
+
+
+def test_digits_and_folders_are_data_by_name(run, tmp_path):
+    checkpoint = ["--checkpoint", str(run / "last.ckpt")]
+    assert probe([*checkpoint, "--data", "digits"]).output.scalars["rows"] == 540
+    for part, images in (("train", 6), ("test", 4)):
+        for label in ("a", "b"):
+            folder = tmp_path / "images" / part / label
+            folder.mkdir(parents=True)
+            for i in range(images):
+                value = 200 * (label == "b") + i
+                Image.new("RGB", (20, 20), (value, i, i)).save(folder / f"{i}.png")
+    report = probe([*checkpoint, "--data", str(tmp_path / "images"), "--data.image_size", "16"])
+    assert report.output.scalars["rows"] == 8
+    assert report.accuracy["linear"] == 1.0
 
 
 @pytest.mark.parametrize(

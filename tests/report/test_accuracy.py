@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lightly_collapse.pretrain.probes import knn_accuracy, linear_accuracy
+from lightly_collapse.report.accuracy import knn_accuracy, linear_accuracy
 
 
 @pytest.fixture
