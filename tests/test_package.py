@@ -25,14 +25,20 @@ LEVEL = {
     "theory": 1,
     "metric_learning": 2,
     "io": 2,
-    "tracking": 2,
+    "tracking": 3,
     "export": 3,
     "report": 3,
     "callbacks": 4,
     "pretrain": 4,
     "cli": 5,
 }
-OPTIONAL = {"pytorch_metric_learning": "metric_learning", "skdim": "", "timm": "", "detectron2": ""}
+OPTIONAL = {
+    "pytorch_metric_learning": "metric_learning",
+    "skdim": "",
+    "timm": "",
+    "detectron2": "",
+    "lightning": "",
+}
 
 
 def part(path: Path) -> str:

@@ -2,9 +2,14 @@
 
 from torch import nn
 
+from lightly_collapse.metrics.features import plain_name
+
 
 def find_target(module: nn.Module, target: str) -> nn.Module:
     """The submodule of that dotted name; the module itself for the empty name.
+
+    The `_orig_mod.` that `torch.compile` puts into names may be left out, and of a compiled module
+    the module within is returned.
 
     Raises:
         ValueError: if there is none; the message lists what there is.
@@ -13,9 +18,10 @@ def find_target(module: nn.Module, target: str) -> nn.Module:
         >>> find_target(nn.ModuleDict({"backbone": nn.Linear(2, 2)}), "backbone")
         Linear(in_features=2, out_features=2, bias=True)
     """
-    found: dict[str, nn.Module] = dict(module.named_modules())
-    if target in found:
-        return found[target]
+    # Of the modules with one plain name the last is the innermost.
+    found: dict[str, nn.Module] = {plain_name(name): m for name, m in module.named_modules()}
+    if plain_name(target) in found:
+        return found[plain_name(target)]
     # What lies beside the deepest part that exists is what was probably meant.
     parent, _, _ = target.rpartition(".")
     while parent and parent not in found:
@@ -25,3 +31,13 @@ def find_target(module: nn.Module, target: str) -> nn.Module:
         f"target {target!r} is no module of {type(module).__name__}; "
         + (f"there are: {', '.join(names)}" if names else f"{parent or 'it'} has no submodules")
     )
+
+
+def trainable_siblings(module: nn.Module, target: str) -> list[str]:
+    """Names of the children of the module, other than the target, that have trainable weights."""
+    top = target.partition(".")[0]
+    return [
+        name
+        for name, child in module.named_children()
+        if name != top and any(p.requires_grad and p.ndim > 1 for p in child.parameters())
+    ]

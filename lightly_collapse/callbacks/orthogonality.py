@@ -2,10 +2,13 @@
 
 from collections.abc import Sequence
 
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.utilities import rank_zero_warn
+from torch import nn
 from torch.optim import Optimizer
 
-from lightly_collapse.callbacks._target import find_target
+from lightly_collapse.callbacks._base import Callback
+from lightly_collapse.callbacks._target import find_target, trainable_siblings
 from lightly_collapse.callbacks.schedule import Schedule, WeightSchedule
 from lightly_collapse.loss import OrthogonalityRegularizer
 
@@ -13,10 +16,17 @@ from lightly_collapse.loss import OrthogonalityRegularizer
 class OrthogonalityCallback(Callback):
     """Adds the gradient of `OrthogonalityRegularizer` once before each optimizer step.
 
-    After the gradients were accumulated, averaged over processes and unscaled, and before they are
-    clipped; an optimizer's step adds the gradient of its own parameters. So it is the gradient that
-    the penalty would have, had it been added to the loss, with automatic and manual optimization
-    alike. The sum of the layers' unweighted penalties is logged as `orthogonality/<target>`.
+    After the gradients were accumulated, averaged over processes and unscaled, and before the
+    trainer's `gradient_clip_val` clips them; an optimizer's step adds the gradient of its own
+    parameters. So it is the gradient that the penalty would have, had it been added to the loss,
+    with automatic and manual optimization alike. With manual optimization a `self.clip_gradients`
+    of the user's own runs before the optimizer's step, hence before the penalty, which is then not
+    clipped; to clip both, add `OrthogonalityRegularizer` to the loss.
+
+    The sum of the layers' unweighted penalties is logged as `orthogonality/<target>`, with the kind
+    appended where several of these callbacks have one target. While all weights of the target are
+    frozen, nothing is added; once some thaw, they are regularized. For `pytorch_lightning.Trainer`
+    and `lightning.pytorch.Trainer` alike.
 
     Args:
         kind: `so`, `dso`, `mc`, `srip` or `conv`; see `OrthogonalityRegularizer`.
@@ -64,11 +74,28 @@ class OrthogonalityCallback(Callback):
         self.factor = WeightSchedule(warmup_epochs, schedule)
         self.log = log
         self.regularizer: OrthogonalityRegularizer | None = None
+        self._module: nn.Module | None = None
+        self._key = ""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the weights, when the module stands as it will be trained."""
-        self.regularizer = OrthogonalityRegularizer(
-            find_target(pl_module, self.target),
+        self._module = find_target(pl_module, self.target)
+        self._key = self._log_key(trainer)
+        self.regularizer = self._make()
+        if self.regularizer is None:
+            siblings = ", ".join(trainable_siblings(pl_module, self.target))
+            rank_zero_warn(
+                f"all weights of target {self.target!r} are frozen: nothing is regularized until "
+                "they thaw" + (f"; trainable are: {siblings}" if siblings else "")
+            )
+
+    def _make(self) -> OrthogonalityRegularizer | None:
+        """The regularizer; None while all weights are frozen."""
+        module = self._module
+        if module is None or not any(p.requires_grad for p in module.parameters()):
+            return None
+        return OrthogonalityRegularizer(
+            module,
             kind=self.kind,
             weight=self.weight,
             include=self.include,
@@ -76,11 +103,25 @@ class OrthogonalityCallback(Callback):
             split_qkv=self.split_qkv,
         )
 
+    def _log_key(self, trainer: Trainer) -> str:
+        callbacks: list[object] = list(trainer.callbacks)  # type: ignore[attr-defined]
+        same = [
+            c for c in callbacks if isinstance(c, OrthogonalityCallback) and c.target == self.target
+        ]
+        key = f"orthogonality/{self.target or 'module'}"
+        if len(same) < 2:
+            return key
+        alike = [c for c in same if c.kind == self.kind]
+        number = f"-{alike.index(self) + 1}" if len(alike) > 1 else ""
+        return f"{key}/{self.kind}{number}"
+
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         """Add the gradient of the optimizer's parameters."""
         weight = self.weight * self.factor(trainer.current_epoch)
+        if self.regularizer is None:
+            self.regularizer = self._make()
         if self.regularizer is None or weight == 0:
             return
         self.regularizer.weight = weight
@@ -92,8 +133,8 @@ class OrthogonalityCallback(Callback):
             scale=scaler.get_scale() if scaler is not None and scaled else 1.0,
         )
         if self.log and penalty is not None:
-            pl_module.log(f"orthogonality/{self.target or 'module'}", penalty)
+            pl_module.log(self._key, penalty)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let the weights go."""
-        self.regularizer = None
+        """Drop the references to the weights."""
+        self.regularizer = self._module = None

@@ -3,9 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
+from lightly_collapse.callbacks._base import Callback
 from lightly_collapse.callbacks._target import find_target
 
 Schedule = Callable[[int], float]
@@ -53,6 +54,8 @@ class RegularizerSchedule(Callback):
     Works on any module with a number `weight`, such as `LDRegularizer` and
     `OrthogonalityRegularizer`, which is multiplied by a factor in each training epoch and comes
     back to what it was when training ends.
+
+    For `pytorch_lightning.Trainer` and `lightning.pytorch.Trainer` alike.
 
     Args:
         target: dotted name of the regularizer in the LightningModule.

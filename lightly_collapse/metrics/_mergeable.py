@@ -131,6 +131,18 @@ class MergeableMetric(Metric):
         processes = range(len(gathered["rows"]))
         self._set_states(self._merge([{n: v[p] for n, v in gathered.items()} for p in processes]))
 
+    def plot(self, val: Any = None, ax: Any = None) -> Any:
+        """Draw the value, or a list of values, as `torchmetrics.Metric.plot`.
+
+        Args:
+            val: what `compute` or `forward` gave, or a list of such; `compute()` by default.
+            ax: matplotlib axes to draw on; new ones by default.
+
+        Returns:
+            The figure and its axes.
+        """
+        return self._plot(val, ax)
+
     def _reduce_states(self, incoming_state: dict[str, Any]) -> None:
         self._set_states(self._merge([incoming_state, self._states()]))
         self._computed = None

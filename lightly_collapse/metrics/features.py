@@ -38,7 +38,8 @@ _FEATURE_KEYS = (
     "image",
     "images",
 )
-_COMPILED = "_orig_mod"
+# What torch.compile, FSDP and checkpoint_wrapper put into the names of modules.
+_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
 
 def feature_rows(
@@ -49,6 +50,7 @@ def feature_rows(
     layer: nn.Module | None = None,
     model: nn.Module | None = None,
     prefix: PrefixTokens | None = None,
+    detach: bool = True,
 ) -> Tensor:
     """A layer's output as a matrix: channels are dimensions, samples (and positions) are rows.
 
@@ -65,9 +67,10 @@ def feature_rows(
         layer: the layer that gave the output.
         model: the model that holds the layer.
         prefix: the prefix tokens of a sequence, see `prefix_tokens`; none by default.
+        detach: without the gradient.
 
     Returns:
-        (rows, c), detached.
+        (rows, c).
 
     Raises:
         ValueError: if the output holds no tensor or one with less than two dimensions, `tokens` or
@@ -83,7 +86,8 @@ def feature_rows(
         torch.Size([392, 768])
     """
     check_tokens(tokens)
-    x = first_tensor(output).detach()
+    x = first_tensor(output)
+    x = x.detach() if detach else x
     if x.ndim < 2:
         raise ValueError(f"output must have a batch and a channel axis, got {tuple(x.shape)}")
     if x.ndim == 2 and channels in (None, "auto", "first", "last"):
@@ -179,10 +183,16 @@ class FeatureHooks:
         channels: `auto`, `first`, `last` or an axis, for all layers or by name.
         prefix: number of prefix tokens, of which the first is the class token; found by
             `prefix_tokens` by default.
+        when: asked at every forward pass whether its output is wanted; always by default.
+        on_error: called with the layer's name and the error where an output cannot be made rows;
+            by default the error is raised in the forward pass.
+
+    A layer inside a module that `torch.compile` compiles is traced with its hook: its outputs wait
+    for `flush`. Hooks put on after the first compiled call are not run.
 
     Raises:
         ValueError: if no layer is given, one does not exist, or `tokens` or `channels` is unknown;
-            in the forward pass as `feature_rows`.
+            in the forward pass as `feature_rows`, unless there is `on_error`.
 
     Examples:
         >>> encoder = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AvgPool2d(6))
@@ -201,6 +211,8 @@ class FeatureHooks:
         tokens: Tokens = "auto",
         channels: Channels | None = "auto",
         prefix: int | None = None,
+        when: Callable[[], bool] | None = None,
+        on_error: Callable[[str, ValueError], Any] | None = None,
     ) -> None:
         check_tokens(tokens)
         check_channels(channels)
@@ -208,16 +220,40 @@ class FeatureHooks:
         self._module, self._tokens, self._channels = module, tokens, channels
         self._prefix = None if prefix is None else PrefixTokens(prefix, prefix > 0)
         self._paths = {m: name for name, m in module.named_modules()}
-        self._take = take
+        self._take, self._when, self._on_error = take, when, on_error
+        self._pending: list[tuple[str, nn.Module, Any]] = []
         self._handles = [
             layer.register_forward_hook(self._hook(name)) for name, layer in submodules.items()
         ]
 
     def _hook(self, name: str) -> Callable[..., None]:
         def hook(layer: nn.Module, _: Any, output: Any) -> None:
-            self.split(name, layer, output)
+            if self._when is not None and not self._when():
+                return
+            if torch.compiler.is_compiling():
+                self._pending.append((name, layer, first_tensor(output).detach()))
+            else:
+                self._try_split(name, layer, output)
 
         return hook
+
+    def flush(self) -> None:
+        """Hand on the outputs of layers in compiled modules; others never wait."""
+        pending, self._pending = self._pending, []
+        for name, layer, output in pending:
+            self._try_split(name, layer, output)
+
+    def discard(self) -> None:
+        """Drop the outputs that wait for `flush`."""
+        self._pending.clear()
+
+    def _try_split(self, name: str, layer: nn.Module, output: Any) -> None:
+        try:
+            self.split(name, layer, output)
+        except ValueError as error:
+            if self._on_error is None:
+                raise
+            self._on_error(name, error)
 
     def split(self, name: str, layer: nn.Module, output: Any) -> None:
         """Hand an output of a layer on, as one layer or as its class token and its patches."""
@@ -246,6 +282,7 @@ class FeatureHooks:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._pending.clear()
 
     def __enter__(self) -> "FeatureHooks":
         return self
@@ -342,8 +379,8 @@ def find_layers(module: nn.Module, layers: Sequence[str]) -> dict[str, nn.Module
 
 
 def plain_name(name: str) -> str:
-    """A module's name without the `_orig_mod` of `torch.compile`."""
-    return ".".join(part for part in name.split(".") if part != _COMPILED)
+    """A module's name without what torch.compile, FSDP and checkpoint wrappers put into it."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
 def check_tokens(tokens: str) -> None:

@@ -158,6 +158,91 @@ def test_logs_the_penalty(tmp_path: Any) -> None:
     assert trainer.logged_metrics["orthogonality/backbone"].item() == pytest.approx(expected)
 
 
+class Thaws(Model):
+    """Frozen at the start, as by BackboneFinetuning; thawed after the first epoch."""
+
+    def on_train_epoch_start(self) -> None:
+        self.backbone.requires_grad_(self.current_epoch > 0)
+
+
+def test_a_frozen_target_waits_for_its_weights_to_thaw() -> None:
+    ours, theirs, without = Thaws(), Thaws("so"), Thaws()
+    for model in (ours, without):
+        model.backbone.requires_grad_(False)
+    with pytest.warns(UserWarning, match=r"'backbone' are frozen: .*; trainable are: head"):
+        fit(ours, OrthogonalityCallback("so", WEIGHT))
+    theirs.regularizer, added = None, theirs.regularizer
+    theirs.backbone.requires_grad_(False)
+    fit(theirs, AddsAfterThawing(added))
+    fit(without)
+    assert_same(ours, theirs)
+    assert not torch.allclose(ours.backbone[0].weight, without.backbone[0].weight, atol=1e-4)
+
+
+class AddsAfterThawing(pl.Callback):
+    """The same gradient by hand."""
+
+    def __init__(self, regularizer: Any) -> None:
+        self.regularizer = regularizer
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        if pl_module.backbone[0].weight.requires_grad:
+            self.regularizer.accumulate_gradient()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_callbacks_of_one_target_log_apart() -> None:
+    callbacks = [
+        OrthogonalityCallback("so", WEIGHT, include="0"),
+        OrthogonalityCallback("so", WEIGHT, include="3"),
+        OrthogonalityCallback("srip", WEIGHT),
+        OrthogonalityCallback("so", WEIGHT, target="head"),
+    ]
+    trainer = fit(Model(), *callbacks, max_epochs=1, log_every_n_steps=1)
+    logged = {name for name in trainer.callback_metrics if name.startswith("orthogonality")}
+    assert logged == {
+        "orthogonality/backbone/so-1",
+        "orthogonality/backbone/so-2",
+        "orthogonality/backbone/srip",
+        "orthogonality/head",
+    }
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("target", ["backbone", "backbone._orig_mod", "backbone.3"])
+def test_compiled_targets(target: str) -> None:
+    ours, theirs = Model(), Model()
+    ours.backbone = torch.compile(ours.backbone, backend="eager")
+    fit(ours, OrthogonalityCallback("so", WEIGHT, target=target))
+    fit(theirs, OrthogonalityCallback("so", WEIGHT, target=target.replace("._orig_mod", "")))
+    assert_same(ours, theirs)
+
+
+class ClipsByHand(Model):
+    """Manual optimization with the user's own clipping, to nothing."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        (x,) = batch
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        loss = self.head(self.backbone(x)).square().mean()
+        self.manual_backward(loss)
+        self.clip_gradients(optimizer, gradient_clip_val=1e-12, gradient_clip_algorithm="value")
+        optimizer.step()
+        return loss
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_manual_clipping_comes_before_the_penalty_as_documented() -> None:
+    ours, still = ClipsByHand(manual=True), ClipsByHand(manual=True)
+    fit(ours, OrthogonalityCallback("so", WEIGHT), max_epochs=1, limit_train_batches=1)
+    fit(still, max_epochs=1, limit_train_batches=1)
+    expected = OrthogonalityRegularizer(Model().backbone, "so", WEIGHT)
+    expected.accumulate_gradient()
+    step = expected._weights[0].layer.weight.grad * 0.05
+    torch.testing.assert_close(still.backbone[0].weight - ours.backbone[0].weight, step)
+
+
 @pytest.mark.filterwarnings("ignore")
 class TestBadInput:
     @pytest.mark.parametrize(
@@ -171,12 +256,6 @@ class TestBadInput:
     def test_target(self, target: str, message: str) -> None:
         with pytest.raises(ValueError, match=message):
             fit(Model(), OrthogonalityCallback(target=target))
-
-    def test_only_frozen_weights(self) -> None:
-        model = Model()
-        model.backbone.requires_grad_(False)
-        with pytest.raises(ValueError, match="got only frozen ones"):
-            fit(model, OrthogonalityCallback())
 
     def test_settings(self) -> None:
         with pytest.raises(ValueError, match=r"^kind must be one of"):

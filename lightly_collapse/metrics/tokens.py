@@ -1,0 +1,139 @@
+"""Dense measures of a stream of images: means of `lightly_collapse.functional.tokens`."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from lightly_collapse.functional import tokens as functional
+
+
+class _MeanOverImages(Metric):
+    """A sum and a count, added up among processes."""
+
+    full_state_update = False
+    total: Tensor
+    images: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("images", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def _add(self, values: Tensor) -> None:
+        self.total = self.total + values.double().sum()
+        self.images = self.images + values.numel()
+
+    def compute(self) -> Tensor:
+        """The mean over all images so far.
+
+        Returns:
+            A scalar, float32.
+
+        Raises:
+            ValueError: if there was no image yet.
+        """
+        if not self.images:
+            raise ValueError("no image was measured: call update() first")
+        return (self.total / self.images).float()
+
+    def plot(self, val: Any = None, ax: Any = None) -> Any:
+        """Draw the value, or several, as `torchmetrics.Metric.plot`."""
+        return self._plot(val, ax)
+
+
+class PatchRank(_MeanOverImages):
+    """Mean effective rank of the patch tokens of an image: see `functional.tokens.patch_rank`.
+
+    Args:
+        center: subtract the mean token of each image first.
+        **kwargs: as `torchmetrics.Metric`.
+
+    Examples:
+        >>> metric = PatchRank(center=False)
+        >>> metric.update(torch.eye(4)[None])
+        >>> metric.compute()
+        tensor(4.)
+    """
+
+    higher_is_better = True
+
+    def __init__(self, center: bool = True, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.center = center
+
+    def update(self, tokens: Tensor) -> None:
+        """Take in (n, p, d) patch tokens."""
+        self._add(functional.patch_rank(tokens.detach(), self.center))
+
+
+class MeanTokenCosine(_MeanOverImages):
+    """Mean cosine of patch tokens of one image: see `functional.tokens.mean_token_cosine`.
+
+    Args:
+        **kwargs: as `torchmetrics.Metric`.
+
+    Examples:
+        >>> metric = MeanTokenCosine()
+        >>> metric.update(torch.ones(2, 5, 3))
+        >>> metric.compute()
+        tensor(1.)
+    """
+
+    higher_is_better = False
+
+    def update(self, tokens: Tensor) -> None:
+        """Take in (n, p, d) patch tokens."""
+        self._add(functional.mean_token_cosine(tokens.detach()))
+
+
+class GramDrift(_MeanOverImages):
+    """Drift of patch similarities from a reference model: see `functional.tokens.gram_drift`.
+
+    Args:
+        **kwargs: as `torchmetrics.Metric`.
+
+    Examples:
+        >>> metric = GramDrift()
+        >>> x = torch.randn(2, 9, 4)
+        >>> metric.update(x, 2 * x)
+        >>> f"{metric.compute():.3f}"
+        '0.000'
+    """
+
+    higher_is_better = False
+
+    def update(self, tokens: Tensor, reference: Tensor) -> None:
+        """Take in (n, p, d) patch tokens and those of the reference, (n, p, e)."""
+        self._add(functional.gram_drift(tokens.detach(), reference.detach()))
+
+
+class NormOutliers(_MeanOverImages):
+    """Mean share of patch tokens of high norm: see `functional.tokens.norm_outliers`.
+
+    Args:
+        factor: of the median norm of an image's tokens.
+        **kwargs: as `torchmetrics.Metric`.
+
+    Raises:
+        ValueError: if `factor` is not above 1.
+
+    Examples:
+        >>> metric = NormOutliers()
+        >>> metric.update(torch.ones(2, 5, 3))
+        >>> metric.compute()
+        tensor(0.)
+    """
+
+    higher_is_better = False
+
+    def __init__(self, factor: float = 3.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if not factor > 1:
+            raise ValueError(f"factor must be above 1, got {factor}")
+        self.factor = factor
+
+    def update(self, tokens: Tensor) -> None:
+        """Take in (n, p, d) patch tokens."""
+        self._add(functional.norm_outliers(tokens.detach(), self.factor))

@@ -1,0 +1,109 @@
+"""Which modules inside a layer were called, where the layer's own forward was not."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+_NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, _BatchNorm)
+_CONTAINERS = (nn.Sequential, nn.ModuleList)
+_MOST_NAMED = 6
+
+
+class CallRecorder:
+    """Records calls of the modules inside layers until a layer is called itself.
+
+    Encoders are often used by `encode()` or `forward_features()`, which call the parts of a module
+    and not the module, whose hooks then never run.
+
+    Args:
+        layers: modules by name.
+        counts: asked at every call whether it counts.
+
+    Examples:
+        >>> net = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
+        >>> calls = CallRecorder({"net": net})
+        >>> _ = net[1](net[0](torch.zeros(1, 2)))
+        >>> print(calls.explain("net"))
+        forward of net was never called; inside it these were: net.0, net.1. Use layers=("net.1",)
+        >>> calls.remove()
+    """
+
+    def __init__(
+        self, layers: Mapping[str, nn.Module], counts: Callable[[], bool] = lambda: True
+    ) -> None:
+        self._layers = dict(layers)
+        self._counts = counts
+        self._called: dict[str, list[str]] = {name: [] for name in layers}
+        self._handles: dict[str, list[Any]] = {name: [] for name in layers}
+        for name, layer in layers.items():
+            for inner, module in layer.named_modules():
+                hook = self._hook(name, inner)
+                self._handles[name].append(module.register_forward_hook(hook))
+
+    def _hook(self, layer: str, inner: str) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            # Under torch.compile nothing is recorded: it would be traced into the graph.
+            if torch.compiler.is_compiling() or not self._counts():
+                return
+            if not inner:
+                self._remove(layer)
+            elif inner not in self._called[layer]:
+                self._called[layer].append(inner)
+
+        return hook
+
+    def explain(self, layer: str) -> str:
+        """Why there is nothing of a layer, and which one to take instead.
+
+        Args:
+            layer: its name.
+
+        Returns:
+            A sentence or two.
+        """
+        called = self._called[layer]
+        if not called:
+            compiled = any("_orig_mod" in n for n, _ in self._layers[layer].named_modules())
+            return f"forward of {layer} was never called, nor that of any module inside it" + (
+                ": it was compiled before it was hooked" if compiled else ""
+            )
+        outermost = [n for n in called if not any(n.startswith(f"{o}.") for o in called)]
+        shown = ", ".join(_join(layer, n) for n in outermost[:_MOST_NAMED])
+        more = f" and {len(outermost) - _MOST_NAMED} more" if len(outermost) > _MOST_NAMED else ""
+        return (
+            f"forward of {layer} was never called; inside it these were: {shown}{more}. "
+            f'Use layers=("{_join(layer, self._offer(layer, called))}",)'
+        )
+
+    def _offer(self, layer: str, called: list[str]) -> str:
+        """The last norm outside of any block that was called, or else the last block."""
+        module = self._layers[layer]
+        outermost = [n for n in called if not any(n.startswith(f"{o}.") for o in called)]
+        norms = [n for n in outermost if isinstance(module.get_submodule(n), _NORMS)]
+        if norms:
+            return norms[-1]
+        blocks = [
+            n
+            for n in called
+            if isinstance(module.get_submodule(n.rpartition(".")[0]), _CONTAINERS)
+            and any(True for _ in module.get_submodule(n).parameters())
+        ]
+        outer_blocks = [n for n in blocks if not any(n.startswith(f"{o}.") for o in blocks)]
+        return (outer_blocks or outermost)[-1]
+
+    def _remove(self, layer: str) -> None:
+        for handle in self._handles[layer]:
+            handle.remove()
+        self._handles[layer].clear()
+
+    def remove(self) -> None:
+        """Remove all hooks."""
+        for layer in self._handles:
+            self._remove(layer)
+
+
+def _join(layer: str, inner: str) -> str:
+    return f"{layer}.{inner}" if layer else inner

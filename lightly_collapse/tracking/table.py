@@ -1,0 +1,66 @@
+"""A table of readings on disk: a row a reading, written atomically, read again on resuming."""
+
+import csv
+import io
+from collections.abc import Mapping
+from pathlib import Path
+
+from lightly_collapse.io.files import atomic_write
+
+
+class ReadingsTable:
+    """`collapse.csv`: one row for each value of a key column.
+
+    Args:
+        path: the file; its folder is made when the first row is written.
+        key: name of the column that tells rows apart, such as `step`.
+
+    Examples:
+        >>> import tempfile
+        >>> folder = tempfile.mkdtemp()
+        >>> ReadingsTable(Path(folder, "collapse.csv"), "step").add({"step": 5, "rank": 3.0})
+        >>> print(Path(folder, "collapse.csv").read_text().strip())
+        step,rank
+        5,3.0
+    """
+
+    def __init__(self, path: str | Path, key: str) -> None:
+        self.path = Path(path)
+        self._key = key
+        self._rows: dict[int, dict[str, object]] = {}
+
+    def resume(self, before: int) -> None:
+        """Take the file's rows with a key below `before`, where training goes on from there.
+
+        Args:
+            before: with 0, nothing is taken: a new run replaces the file.
+        """
+        self._rows = {}
+        if not before or not self.path.is_file():
+            return
+        with self.path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                key = row.get(self._key) or ""
+                if key.isdigit() and int(key) < before:
+                    self._rows[int(key)] = {name: value for name, value in row.items() if value}
+
+    def add(self, row: Mapping[str, object], *, write: bool = True) -> None:
+        """Add a row and write the file; a row with the same key is replaced.
+
+        Args:
+            row: values by column; a column that a row lacks is left empty.
+            write: whether this process writes.
+
+        Raises:
+            OSError: if the file cannot be written.
+        """
+        self._rows[int(str(row[self._key]))] = dict(row)
+        if not write:
+            return
+        columns = list(dict.fromkeys(name for row in self._rows.values() for name in row))
+        buffer = io.StringIO(newline="")
+        writer = csv.DictWriter(buffer, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self._rows.values())
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(self.path, buffer.getvalue().encode())

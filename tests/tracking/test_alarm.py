@@ -1,0 +1,81 @@
+"""The alarm: each kind at its threshold, once, and silence on healthy readings."""
+
+import pytest
+
+from lightly_collapse.tracking import CollapseAlarm, CollapseError
+
+
+def reading(rank, layer="backbone", rows=100.0, dropped=0.0):
+    values = {"effective_rank": rank, "rows": rows, "dropped": dropped}
+    return {f"collapse/{layer}/{name}": value for name, value in values.items()}
+
+
+def kinds(alarm, ranks):
+    warnings = [alarm.update(step, reading(rank)) for step, rank in enumerate(ranks)]
+    return [w and w.kind for w in warnings]
+
+
+def test_healthy_runs_say_nothing():
+    assert kinds(CollapseAlarm(), [20, 25, 30, 28, 31, 29, 27, 30]) == [None] * 8
+    assert kinds(CollapseAlarm(), [40, 15, 18, 20, 25, 30]) == [None] * 6  # random weights first
+    assert kinds(CollapseAlarm(), [30, 30, 30, 10, 30, 30]) == [None] * 6  # one reading alone
+
+
+@pytest.mark.parametrize("rank", [1.0, 1.5, float("nan")])
+def test_complete_collapse_is_said_once_and_again_after_a_recovery(rank):
+    alarm = CollapseAlarm()
+    assert kinds(alarm, [30, rank, rank, 30, rank]) == [None, "collapse", None, None, "collapse"]
+    assert kinds(CollapseAlarm(), [1.51]) == [None]
+
+
+def test_a_falling_rank():
+    alarm = CollapseAlarm(rank_fraction=0.5, warmup=3, smoothing=3, patience=2)
+    assert kinds(alarm, [30, 40, 40, 19, 19, 19]) == [None] * 4 + ["falling_rank", None]
+    warning = CollapseAlarm(warmup=0, smoothing=1, patience=1)
+    assert warning.update(1, reading(40)) is None
+    found = warning.update(2, reading(19))
+    assert (found.kind, found.layer, found.step) == ("falling_rank", "backbone", 2)
+    assert (found.value, found.threshold) == (19, 20)
+    assert "fell to 19.0, below 0.5 of 40.0" in str(found)
+
+
+def test_a_lost_layer():
+    alarm = CollapseAlarm(patience=2)
+    both = reading(30) | reading(30, "a/b.c")
+    assert alarm.update(1, both) is None
+    assert alarm.update(2, reading(30)) is None
+    found = alarm.update(3, reading(30))
+    assert (found.kind, found.layer) == ("lost_layer", "a/b.c")
+    assert alarm.update(4, reading(30)) is None
+    assert alarm.update(5, both) is None
+
+
+def test_rows_that_are_not_finite():
+    alarm = CollapseAlarm(dropped_fraction=0.1)
+    assert alarm.update(1, reading(30, rows=90, dropped=10)) is None
+    assert alarm.update(2, reading(30, rows=89, dropped=11)).kind == "not_finite"
+    nothing_left = CollapseAlarm().update(1, reading(float("nan"), rows=0, dropped=10))
+    assert nothing_left.kind == "not_finite"
+    assert CollapseAlarm().update(1, {"loss": 0.1, "collapse/x": 1.0}) is None
+
+
+def test_raise_on_alarm():
+    with pytest.raises(CollapseError, match="has collapsed") as error:
+        CollapseAlarm(raise_on_alarm=True).update(7, reading(1.0))
+    assert error.value.__cause__.kind == "collapse"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("complete_rank", 0.5),
+        ("rank_fraction", 1.0),
+        ("dropped_fraction", -0.1),
+        ("smoothing", 0),
+        ("patience", 0),
+        ("warmup", -1),
+    ],
+)
+def test_bad_arguments(name, value):
+    with pytest.raises(ValueError, match=f"{name} must .*, got {value}"):
+        CollapseAlarm(**{name: value})
