@@ -81,6 +81,52 @@ def test_imports_run_downwards(path: Path) -> None:
         assert here == "cli" or LEVEL.get(there, 99) < LEVEL[here], f"{here} imports {name}"
 
 
+def test_no_circle_among_the_modules() -> None:
+    names = {
+        ".".join(("lightly_collapse", *p.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(
+            ".__init__"
+        ): p
+        for p in FILES
+    }
+    graph = {
+        name: {n for n in imports(path) if n in names} - {name} for name, path in names.items()
+    }
+    done: set[str] = set()
+
+    def visit(name: str, above: tuple[str, ...]) -> None:
+        assert name not in above, " -> ".join((*above[above.index(name) :], name))
+        if name not in done:
+            for inner in sorted(graph[name]):
+                visit(inner, (*above, name))
+            done.add(name)
+
+    for name in sorted(graph):
+        visit(name, ())
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_no_private_module_of_another_part(path: Path) -> None:
+    for name in imports(path):
+        root, _, rest = name.partition(".")
+        first, *inner = rest.split(".")
+        if root == "lightly_collapse" and first != part(path):
+            assert not any(word.startswith("_") for word in inner if word != "__version__"), name
+
+
+@pytest.mark.parametrize("name", ["functional", "loss", "metrics"])
+def test_light_parts_load_no_more_than_what_they_stand_on(name: str) -> None:
+    code = (
+        "import sys, torch, torchmetrics, lightly.loss\n"
+        "before = set(sys.modules)\n"
+        f"import lightly_collapse.{name}\n"
+        "print(*sorted({m.split('.')[0] for m in set(sys.modules) - before}))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert not set(done.stdout.split()) & {"matplotlib", "rich", "jinja2", "pytorch_lightning"}
+
+
 @pytest.mark.parametrize(
     "path",
     [p for p in FILES if LEVEL.get(part(p), 99) <= 0],

@@ -66,7 +66,7 @@ def build_model(config: Config) -> nn.Module:
         True: (tuple(sizes["MIN_SIZE_TRAIN"]), sizes["MAX_SIZE_TRAIN"]),
         False: ((sizes["MIN_SIZE_TEST"],), sizes["MAX_SIZE_TEST"]),
     }
-    return detector.train()  # type: ignore[no-any-return]
+    return detector.train()
 
 
 def freeze(config: Config, detector: nn.Module) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lightly_collapse._checks import as_double, check_finite
-from lightly_collapse.functional._gram import add_gram, gram
+from lightly_collapse.functional.gram import add_gram, gram
 from lightly_collapse.functional.spectrum import rankme_of_spectrum
 
 _DELTA = 1e-4

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from lightly_collapse._checks import as_float, unit_rows
 from lightly_collapse.functional import _convolution
-from lightly_collapse.functional._gram import gram
-from lightly_collapse.functional._spectral_norm import track
+from lightly_collapse.functional.gram import gram
+from lightly_collapse.functional.spectral_norm import track
 
 
 def weight_matrix(p: Tensor, groups: int = 1, transposed: bool = False) -> Tensor:
@@ -142,7 +142,7 @@ def tracked_spectral_penalties(
         RuntimeError: if the gradient is differentiated again; `orthogonality_penalty` allows it.
 
     Examples:
-        >>> from lightly_collapse.functional._spectral_norm import initial_basis
+        >>> from lightly_collapse.functional.spectral_norm import initial_basis
         >>> w = torch.diag(torch.tensor([2.0, 1.0, 1.0]))
         >>> penalties, bases = tracked_spectral_penalties([w], [initial_basis(w)])
         >>> round(penalties[0].item(), 4)

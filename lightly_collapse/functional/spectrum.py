@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightly_collapse._checks import as_float, check_rows
-from lightly_collapse.functional._gram import tall_singular_values
+from lightly_collapse.functional.gram import tall_singular_values
 
 DEFAULT_RTOL = 1e-2
 """A dimension counts as collapsed below this times the largest centred singular value."""

@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 from lightly_collapse._checks import as_float
 from lightly_collapse._layers import LayerWeight, find_weights
-from lightly_collapse.functional._spectral_norm import initial_basis
 from lightly_collapse.functional.orthogonality import (
     check_kind,
     orthogonality_penalty,
     tracked_spectral_penalties,
     weight_matrix,
 )
+from lightly_collapse.functional.spectral_norm import initial_basis
 
 
 class OrthogonalityRegularizer(nn.Module):

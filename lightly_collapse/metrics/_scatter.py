@@ -16,11 +16,11 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
-from scipy.linalg import eigvalsh_tridiagonal, lapack  # type: ignore[import-untyped]
+from scipy.linalg import eigvalsh_tridiagonal, lapack
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from lightly_collapse.functional._gram import add_gram
+from lightly_collapse.functional.gram import add_gram
 from lightly_collapse.metrics._mergeable import MergeableMetric, check_width, exact_arithmetic
 
 _Spectra = tuple[Tensor, Tensor]  # of the rows as they are, and of the centred ones

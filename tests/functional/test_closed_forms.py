@@ -11,8 +11,8 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.nn.functional import conv1d, conv2d, conv3d, conv_transpose2d
 
 from lightly_collapse.functional import orthogonality_penalty, weight_matrix
-from lightly_collapse.functional._spectral_norm import initial_basis
 from lightly_collapse.functional.orthogonality import tracked_spectral_penalties
+from lightly_collapse.functional.spectral_norm import initial_basis
 
 CONV = {1: conv1d, 2: conv2d, 3: conv3d}
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lightly_collapse.functional import rankme
-from lightly_collapse.functional._gram import add_gram, tall_singular_values
+from lightly_collapse.functional.gram import add_gram, tall_singular_values
 from lightly_collapse.functional.spectrum import rankme_of_spectrum
 from tests.helpers import normal, orthonormal
 

@@ -18,7 +18,7 @@ from torch.distributed.fsdp import fully_shard
 
 from lightly_collapse.functional import orthogonality_penalty
 from lightly_collapse.functional._convolution import shifts
-from lightly_collapse.functional._spectral_norm import initial_basis
+from lightly_collapse.functional.spectral_norm import initial_basis
 from lightly_collapse.loss import LDRegularizer, OrthogonalityRegularizer
 
 KINDS = ("so", "dso", "mc", "srip", "conv")
