@@ -71,6 +71,17 @@ MISMATCHES = [
 ]
 
 
+BAD = {"directclr": "out1", "covariance": "views[1]", "ldreg": "views[1]"}
+
+
+def bad_share(rank: int) -> Views:
+    """Rows of which those of the last process hold a NaN in the second view."""
+    x0, x1, further = (x[rank * ROWS : (rank + 1) * ROWS, :DIM].clone() for x in batch())
+    if rank == WORLD - 1:
+        x1[1, 2] = torch.nan
+    return x0, x1, further
+
+
 def encoder() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, DIM)).double()
@@ -132,6 +143,11 @@ def work(rank: int, folder: str) -> None:
             step(encoder(), case.loss(), share(case, rank))
         except ValueError as error:
             results[case] = str(error)
+    for kind in BAD:
+        try:
+            Case(kind).loss()(*bad_share(rank))
+        except ValueError as error:
+            results[f"bad {kind}"] = str(error)
     x = batch()[0][rank * ROWS : (rank + 1) * ROWS]
     inside = DistributedDataParallel(Regularized())
     inside(x).backward()
@@ -194,6 +210,16 @@ def test_mismatched_shapes_raise_on_every_process(
     assert messages[0] == messages[1]
     assert messages[0].startswith(f"{name} must have one shape on all processes")
     assert "drop_last" in messages[0]
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_input_of_one_process_raises_on_every_process(
+    results: list[dict[Any, Any]], kind: str
+) -> None:
+    for result in results:
+        message = result[f"bad {kind}"]
+        assert message.startswith(f"{BAD[kind]} must be finite, got 1 NaN")
+        assert message.endswith(f"(on process {WORLD - 1})")
 
 
 @pytest.mark.parametrize("place", ["inside", "beside"])

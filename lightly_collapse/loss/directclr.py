@@ -6,7 +6,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from lightly_collapse._checks import check_rows, unit_rows
-from lightly_collapse._distributed import check_same_shape, gathering, mean_over_processes
+from lightly_collapse._distributed import (
+    check_same_shape,
+    checked_on_all,
+    gathering,
+    mean_over_processes,
+)
 
 
 class DirectCLRLoss(nn.Module):
@@ -69,6 +74,26 @@ class DirectCLRLoss(nn.Module):
             ValueError: if the views are not 2-D, differ in shape, are empty, are narrower than
                 `loss_dim` or hold NaN or inf, or differ in shape between the processes.
         """
+        views, gathers = (out0, out1), self.gather_distributed and gathering()
+        if gathers:
+            out0, out1 = checked_on_all(lambda: self._checked(*views), views)
+        else:
+            out0, out1 = self._checked(*views)
+        with torch.autocast(out0.device.type, enabled=False):
+            z0 = unit_rows(out0[:, : self.loss_dim])
+            z1 = unit_rows(out1[:, : self.loss_dim])
+            if not gathers:
+                logits = z0 @ z1.T / self.temperature
+                targets = torch.arange(len(z0), device=z0.device)
+                return (cross_entropy(logits, targets) + cross_entropy(logits.T, targets)) / 2
+            check_same_shape(out0, "out0")
+            all0, all1 = torch.cat(gather(z0)), torch.cat(gather(z1))
+            targets = torch.arange(len(z0), device=z0.device) + rank() * len(z0)
+            loss = cross_entropy(z0 @ all1.T / self.temperature, targets)
+            loss = (loss + cross_entropy(z1 @ all0.T / self.temperature, targets)) / 2
+            return mean_over_processes(loss)
+
+    def _checked(self, out0: Tensor, out1: Tensor) -> tuple[Tensor, Tensor]:
         out0, out1 = check_rows(out0, "out0"), check_rows(out1, "out1")
         if out0.shape != out1.shape:
             raise ValueError(
@@ -80,19 +105,7 @@ class DirectCLRLoss(nn.Module):
                 f"loss_dim must be at most the width of the features, {out0.shape[1]}, "
                 f"got {self.loss_dim}"
             )
-        with torch.autocast(out0.device.type, enabled=False):
-            z0 = unit_rows(out0[:, : self.loss_dim])
-            z1 = unit_rows(out1[:, : self.loss_dim])
-            if not (self.gather_distributed and gathering()):
-                logits = z0 @ z1.T / self.temperature
-                targets = torch.arange(len(z0), device=z0.device)
-                return (cross_entropy(logits, targets) + cross_entropy(logits.T, targets)) / 2
-            check_same_shape(out0, "out0")
-            all0, all1 = torch.cat(gather(z0)), torch.cat(gather(z1))
-            targets = torch.arange(len(z0), device=z0.device) + rank() * len(z0)
-            loss = cross_entropy(z0 @ all1.T / self.temperature, targets)
-            loss = (loss + cross_entropy(z1 @ all0.T / self.temperature, targets)) / 2
-            return mean_over_processes(loss)
+        return out0, out1
 
     def extra_repr(self) -> str:
         """The settings, as they stand in the module's printed form."""

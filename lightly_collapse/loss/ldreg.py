@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lightly_collapse._checks import check_rows
 from lightly_collapse._distributed import (
     check_same_shape,
+    checked_on_all,
     gather_rows,
     gathering,
     mean_over_processes,
@@ -130,29 +131,18 @@ class LDRegularizer(nn.Module):
                 shapes differ between views or processes, or `k` is not below the number of rows
                 to choose from.
         """
-        if not views:
-            raise ValueError("views must hold at least one tensor of features, got none")
-        rows = [check_rows(view, f"views[{i}]") for i, view in enumerate(views)]
-        if any(view.shape != rows[0].shape for view in rows):
-            raise ValueError(
-                "views must have the same shape, got "
-                + ", ".join(str(tuple(view.shape)) for view in views)
-            )
-        x = torch.cat(rows)
+        gather = self.gather_distributed and gathering()
+        if gather:
+            x, further = checked_on_all(lambda: _checked(views, reference), views)
+        else:
+            x, further = _checked(views, reference)
         own = torch.arange(len(x), device=x.device)
         points = x.detach()
-        gather = self.gather_distributed and gathering()
         if gather:
             check_same_shape(x, "views")
             own = own + dist.get_rank() * len(x)
             points = gather_rows(points)
-        if reference is not None:
-            further = check_rows(reference.detach(), "reference")
-            if further.shape[1] != x.shape[1]:
-                raise ValueError(
-                    f"reference must have the width of the views, {x.shape[1]}, "
-                    f"got {further.shape[1]}"
-                )
+        if further is not None:
             if gather:
                 check_same_shape(further, "reference")
                 further = gather_rows(further)
@@ -192,3 +182,23 @@ class LDRegularizer(nn.Module):
             square = mean_over_processes(square)
         # The root's slope at zero is infinite; there the regularizer has nothing to push.
         return torch.where(square > 0, square, 1).sqrt() * (square > 0)
+
+
+def _checked(views: tuple[Tensor, ...], reference: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    if not views:
+        raise ValueError("views must hold at least one tensor of features, got none")
+    rows = [check_rows(view, f"views[{i}]") for i, view in enumerate(views)]
+    if any(view.shape != rows[0].shape for view in rows):
+        raise ValueError(
+            "views must have the same shape, got "
+            + ", ".join(str(tuple(view.shape)) for view in views)
+        )
+    if reference is None:
+        return torch.cat(rows), None
+    further = check_rows(reference.detach(), "reference")
+    if further.shape[1] != rows[0].shape[1]:
+        raise ValueError(
+            f"reference must have the width of the views, {rows[0].shape[1]}, "
+            f"got {further.shape[1]}"
+        )
+    return torch.cat(rows), further

@@ -5,7 +5,7 @@ from lightly.utils.dist import gather
 from torch import Tensor, nn
 
 from lightly_collapse._checks import check_rows
-from lightly_collapse._distributed import check_same_shape, gathering
+from lightly_collapse._distributed import check_same_shape, checked_on_all, gathering
 from lightly_collapse.functional.covariance import covariance_penalty, variance_penalty
 
 
@@ -75,14 +75,11 @@ class VarianceCovarianceRegularizer(nn.Module):
             ValueError: if no view is given, a view is not 2-D, has too few rows or holds NaN or
                 inf, or its shape differs between processes.
         """
-        if not views:
-            raise ValueError("views must hold at least one tensor of features, got none")
         gathers = self.gather_distributed and gathering()
-        rows = [
-            check_rows(view, f"views[{i}]", minimum=1 if gathers else 2)
-            for i, view in enumerate(views)
-        ]
-        if gathers:
+        if not gathers:
+            rows = _checked(views, minimum=2)
+        else:
+            rows = checked_on_all(lambda: _checked(views, minimum=1), views)
             for i, view in enumerate(rows):
                 check_same_shape(view, f"views[{i}]")
             rows = [torch.cat(gather(view)) for view in rows]
@@ -103,3 +100,9 @@ class VarianceCovarianceRegularizer(nn.Module):
             f"variance_weight={self.variance_weight}, covariance_weight={self.covariance_weight}, "
             f"eps={self.eps}, gather_distributed={self.gather_distributed}"
         )
+
+
+def _checked(views: tuple[Tensor, ...], minimum: int) -> list[Tensor]:
+    if not views:
+        raise ValueError("views must hold at least one tensor of features, got none")
+    return [check_rows(view, f"views[{i}]", minimum) for i, view in enumerate(views)]

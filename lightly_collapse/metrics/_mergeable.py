@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import wraps
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from lightly_collapse._checks import check_rows
+from lightly_collapse._distributed import gathering, raise_on_all
 
 _NAN_STRATEGIES = ("error", "drop")
 
@@ -53,6 +55,9 @@ class MergeableMetric(Metric):
     Floating-point states stay float64 through `.half()`, `.to(dtype)` and Lightning's precision
     plugins; on devices without float64 (Apple's MPS) they stay on the CPU.
 
+    Bad input is a ValueError at once, but among several processes, where the others would wait for
+    this one in `compute`, one that `compute` raises on all of them.
+
     Attributes:
         rows: number of rows taken in, as an int64 tensor.
         dropped: number of rows left out for holding NaN or inf, as an int64 tensor.
@@ -78,6 +83,12 @@ class MergeableMetric(Metric):
         self._add("settings", torch.tensor([_NAN_STRATEGIES.index(nan_strategy), *settings]))
         self._add("rows", torch.tensor(0))
         self._add("dropped", torch.tensor(0))
+        self._failure: ValueError | None = None
+
+    def reset(self) -> None:
+        """Back to no row."""
+        super().reset()
+        self._failure = None
 
     def _add(self, name: str, default: Tensor) -> None:
         self.add_state(name, default, dist_reduce_fx=None, persistent=True)
@@ -104,7 +115,23 @@ class MergeableMetric(Metric):
         self.dropped = self.dropped + (z.shape[0] - kept.shape[0])
         return kept
 
+    def _wrap_update(self, update: Callable[..., Any]) -> Callable[..., Any]:
+        wrapped = super()._wrap_update(update)
+
+        @wraps(update)
+        def deferring(*args: Any, **kwargs: Any) -> None:
+            try:
+                wrapped(*args, **kwargs)
+            except ValueError as error:
+                if not (gathering() and self.sync_on_compute):
+                    raise
+                self._failure = self._failure or error
+
+        return deferring
+
     def _check_updated(self) -> None:
+        if self._failure is not None:
+            raise self._failure
         if not self.rows:
             raise ValueError(
                 f"{type(self).__name__}.compute needs at least one update with finite rows, got "
@@ -127,6 +154,7 @@ class MergeableMetric(Metric):
         self, dist_sync_fn: Callable[..., Any] = gather_all_tensors, process_group: Any = None
     ) -> None:
         group = process_group or self.process_group
+        raise_on_all(self._failure, self.device, process_group or self.process_group)
         gathered = {name: dist_sync_fn(getattr(self, name), group=group) for name in self._defaults}
         processes = range(len(gathered["rows"]))
         self._set_states(self._merge([{n: v[p] for n, v in gathered.items()} for p in processes]))

@@ -70,6 +70,29 @@ def values_of(batches, more):
     return found
 
 
+def bad_input(rank):
+    """The errors of metrics whose last process was given a NaN, and a value after a reset."""
+    errors = {}
+    z = torch.eye(D)
+    for name, metric in {
+        "rankme": RankMe(),
+        "lid": LocalIntrinsicDimension(k=2),
+        "alignment": Alignment(),
+        "collapse": collapse_metrics(),
+    }.items():
+        batch = z * torch.nan if rank == WORLD - 1 else z
+        metric.update(*([batch, batch] if name == "alignment" else [batch]))
+        try:
+            metric.compute()
+        except ValueError as error:
+            errors[name] = str(error)
+        if name == "rankme":
+            metric.reset()
+            metric.update(z)
+            errors["after"] = f"{metric.compute():.3f}"
+    return errors
+
+
 def work(rank, folder):
     torch.set_num_threads(1)
     dist.init_process_group(
@@ -97,6 +120,7 @@ def work(rank, folder):
         mismatched.compute()
     except ValueError as error:
         results["error"] = str(error)
+    results["bad"] = bad_input(rank)
     torch.save(results, Path(folder, f"{rank}.pt"))
     dist.destroy_process_group()
 
@@ -136,3 +160,12 @@ def test_samples_of_all_processes_merge_into_one_of_the_same_size(results):
 def test_widths_that_differ_are_an_error_on_every_process(results):
     for r in results:
         assert "one width in all that is merged, got [3, 4]" in r["error"]
+
+
+def test_bad_input_of_one_process_is_an_error_on_every_process(results):
+    for r in results:
+        assert r["bad"].pop("after") == f"{D}.000"
+        assert set(r["bad"]) == {"rankme", "lid", "alignment", "collapse"}
+        for message in r["bad"].values():
+            assert "must be finite, got" in message
+            assert message.endswith(f"(on process {WORLD - 1})")
