@@ -1,32 +1,33 @@
-"""A uniform sample of bounded size from a stream of rows."""
+"""A uniform sample of bounded size from a stream of rows, the same for any order and sharding."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torchmetrics import Metric
 
 from lightly_collapse.metrics._mergeable import MergeableMetric, check_width, exact_arithmetic
 
+_GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # 64-bit constants of SplitMix64, as signed numbers
+_ROUNDS = ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64))
+_ROWS_AT_ONCE = 1024
+
 
 class ReservoirMetric(MergeableMetric):
     """A metric of pairs of rows: keeps a uniform sample of at most `size` of them.
 
-    Every row draws a number in [0, 1); the `size` rows with the smallest numbers are the sample.
-    So samples merge by the same rule, and every subset of that size is equally likely. The numbers
-    depend on `seed`, the process's rank and the position of the row alone: the same stream gives
-    the same sample.
+    Every row draws a 64-bit number; the `size` rows with the smallest numbers are the sample. So
+    samples merge by the same rule, and every subset of that size is equally likely. The number is
+    a hash of `seed` and of the row's number where one is given, else of the row's entries: it
+    depends on no process, batch or order, and any sharding of the rows gives the same sample. Equal
+    rows without row numbers draw the same number, so that all of them or none are in the sample:
+    give row numbers where many rows are equal.
 
     Attributes:
-        sample: (at most size, D) rows of the sample, at least float32.
-        draws: the number each of them drew.
+        sample: (at most size, D) rows of the sample, at least float32, by ascending draw.
+        draws: (at most size,) the number each of them drew, int64.
     """
-
-    # The second update of `forward` must not start the sequence of numbers anew for the total.
-    full_state_update = True
 
     sample: Tensor
     draws: Tensor
@@ -40,30 +41,35 @@ class ReservoirMetric(MergeableMetric):
         self.size = size
         self.seed = seed
         self._add("sample", torch.zeros(0, 0))
-        self._add("draws", torch.zeros(0, dtype=torch.float64))
+        self._add("draws", torch.zeros(0, dtype=torch.int64))
 
     @property
     def rows_used(self) -> int:
         """Rows of the sample: what `compute` looks at, of the `rows` this process has seen."""
         return self.sample.shape[0]
 
-    def update(self, z: Tensor) -> None:
+    def update(self, z: Tensor, numbers: Tensor | None = None) -> None:
         """Take in a batch.
 
         Args:
             z: (n, D) rows in any floating dtype.
+            numbers: (n,) int64 numbers of the rows, each used once in the stream. Give them for
+                all batches or for none.
 
         Raises:
             ValueError: if `z` is not 2-D, is empty, is not as wide as the batches before, or holds
-                NaN or inf and `nan_strategy` is `error`.
+                NaN or inf and `nan_strategy` is `error`, or `numbers` has another length.
         """
         check_width(z, self.sample.shape[1] if self.sample.shape[0] else 0)
+        if numbers is not None:
+            check_numbers(numbers, z.shape[0])
+            numbers = numbers.to(self.device)
+            if self.nan_strategy == "drop":
+                numbers = numbers[z.detach().to(self.device).isfinite().all(dim=1)]
         z = self._finite_rows(z)
         with exact_arithmetic(z.device):
             z = z.to(torch.promote_types(z.dtype, torch.float32))
-            rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-            numbers = np.random.default_rng((self.seed, rank, int(self.rows))).random(z.shape[0])
-            draws = torch.from_numpy(numbers).to(z.device)
+            draws = row_draws(z, numbers, self.seed)
             self.rows = self.rows + z.shape[0]
             # Most rows of a long stream lose at once: leave the sample alone where all of them do.
             if self.rows_used == self.size:
@@ -75,9 +81,7 @@ class ReservoirMetric(MergeableMetric):
                 )
 
     def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
-        """Take in the rows of another metric.
-
-        Give the two different seeds: with one seed, rows at the same position draw the same number.
+        """Take in the rows of another metric, of the same seed.
 
         Args:
             incoming_state: the other metric, or its states.
@@ -107,12 +111,68 @@ class ReservoirMetric(MergeableMetric):
 def _smallest(
     samples: Sequence[Tensor], draws: Sequence[Tensor], size: int
 ) -> tuple[Tensor, Tensor]:
+    """The rows of the smallest draws, in ascending order: equal draws have equal rows."""
     numbers = torch.cat(tuple(draws))
     dtype = samples[-1].dtype
     for s in samples:
         dtype = torch.promote_types(dtype, s.dtype)
     rows = torch.cat([s.to(dtype) for s in samples if s.numel()])
-    if len(numbers) <= size:
-        return rows, numbers
-    kept = numbers.topk(size, largest=False, sorted=False).indices
-    return rows[kept], numbers[kept]
+    ascending, order = numbers.sort(stable=True)
+    return rows[order[:size]], ascending[:size].clone()
+
+
+def check_numbers(numbers: Tensor, rows: int) -> None:
+    """Raise a ValueError unless `numbers` are int64, one a row."""
+    if numbers.dtype != torch.int64 or numbers.shape != (rows,):
+        raise ValueError(
+            f"numbers must be ({rows},) int64, one a row, got {numbers.dtype} of shape "
+            f"{tuple(numbers.shape)}"
+        )
+
+
+def row_draws(z: Tensor, numbers: Tensor | None = None, seed: int = 0) -> Tensor:
+    """A pseudo-random 64-bit number for each row, from its number or else from its entries.
+
+    Integer arithmetic alone, modulo 2^64: the same on every device and for every batching. Half
+    types are hashed as float32, so a float16 row and its float32 copy draw the same number.
+
+    Args:
+        z: (n, D) rows in any floating dtype.
+        numbers: (n,) int64 numbers of the rows; by default the entries are hashed.
+        seed: other seeds give other, unrelated numbers.
+
+    Returns:
+        (n,) int64.
+
+    Source: Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014
+    (the mixing function of SplitMix64).
+
+    Examples:
+        >>> z = torch.tensor([[1.0, 2.0], [2.0, 1.0]])
+        >>> bool((row_draws(z) == row_draws(z.half())).all())
+        True
+    """
+    with exact_arithmetic(z.device):
+        if numbers is None:
+            x = z if z.dtype == torch.float64 else z.float()
+            if x.dtype == torch.float32 and x.shape[1] % 2:
+                x = torch.nn.functional.pad(x, (0, 1))
+            words_per_row = x.shape[1] * x.element_size() // 8
+            words = torch.arange(1, words_per_row + 1, device=z.device)
+            factors = _mixed(words * _GOLDEN) | 1
+            hashes = []
+            for part in x.split(_ROWS_AT_ONCE):
+                bits = (part + 0.0).view(torch.int64)  # zero has two signs and one meaning
+                bits = (bits ^ (bits >> 29)).mul_(factors)
+                bits ^= bits >> 32
+                hashes.append(bits.sum(dim=1))
+            numbers = torch.cat(hashes)
+        salt = _mixed(torch.tensor((seed + 1) % 2**63, device=z.device) * _GOLDEN)
+        return _mixed(_mixed(numbers * _GOLDEN + salt) ^ salt)
+
+
+def _mixed(x: Tensor) -> Tensor:
+    for shift, factor in _ROUNDS:
+        # The shift of int64 copies the sign bit down: mask it off.
+        x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * factor
+    return x ^ ((x >> 31) & ((1 << 33) - 1))
