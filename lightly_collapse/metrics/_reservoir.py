@@ -161,7 +161,7 @@ def row_draws(z: Tensor, numbers: Tensor | None = None, seed: int = 0) -> Tensor
             words = torch.arange(1, words_per_row + 1, device=z.device)
             factors = _mixed(words * _GOLDEN) | 1
             hashes = []
-            for part in x.split(_ROWS_AT_ONCE):
+            for part in torch.split(x, _ROWS_AT_ONCE):
                 bits = (part + 0.0).view(torch.int64)  # zero has two signs and one meaning
                 bits = (bits ^ (bits >> 29)).mul_(factors)
                 bits ^= bits >> 32
