@@ -6,6 +6,7 @@ from lightly_collapse.metrics.hypersphere import Alignment, Uniformity, Wasserst
 from lightly_collapse.metrics.intrinsic_dimension import LocalIntrinsicDimension, TwoNN
 from lightly_collapse.metrics.layer import LayerMetrics, Reading
 from lightly_collapse.metrics.lidar import LiDAR
+from lightly_collapse.metrics.sketch import EmbeddingSketch, NeighborDistances, RowSample
 from lightly_collapse.metrics.spectrum import (
     AlphaReQ,
     CollapsedDimensions,
@@ -26,14 +27,17 @@ __all__ = [
     "CollapsedDimensions",
     "ConditionNumber",
     "EffectiveRank",
+    "EmbeddingSketch",
     "FeatureHooks",
     "LayerMetrics",
     "LiDAR",
     "LocalIntrinsicDimension",
     "NESum",
+    "NeighborDistances",
     "ParticipationRatio",
     "RankMe",
     "Reading",
+    "RowSample",
     "Spectrum",
     "StableRank",
     "TwoNN",

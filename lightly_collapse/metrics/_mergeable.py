@@ -143,12 +143,23 @@ class MergeableMetric(Metric):
         keep = self.dtype == torch.float64 or not value.is_floating_point()
         return value if keep else value.float()
 
-    def _states(self) -> dict[str, Tensor]:
+    def tensor_states(self) -> dict[str, Tensor]:
+        """All states by name."""
         return {name: getattr(self, name) for name in self._defaults}
 
     def _set_states(self, states: Mapping[str, Tensor]) -> None:
         for name, value in states.items():
             setattr(self, name, value)
+
+    def merge_states(self, states: Sequence[Mapping[str, Tensor]]) -> None:
+        """Take in the rows of several other metrics at once, by their states."""
+        self._set_states(self._merge([self.tensor_states(), *states]))
+        self.mark_updated()
+
+    def mark_updated(self) -> None:
+        """Forget the value of the rows before."""
+        self._computed = None
+        self._update_count = max(1, self._update_count)
 
     def _sync_dist(
         self, dist_sync_fn: Callable[..., Any] = gather_all_tensors, process_group: Any = None
@@ -172,9 +183,8 @@ class MergeableMetric(Metric):
         return self._plot(val, ax)
 
     def _reduce_states(self, incoming_state: dict[str, Any]) -> None:
-        self._set_states(self._merge([incoming_state, self._states()]))
-        self._computed = None
-        self._update_count = max(1, self._update_count)
+        self._set_states(self._merge([incoming_state, self.tensor_states()]))
+        self.mark_updated()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         given = {n: state_dict[prefix + n] for n in self._defaults if prefix + n in state_dict}

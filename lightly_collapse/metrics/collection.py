@@ -1,6 +1,6 @@
 """All spectrum metrics at once, from one sketch that is updated, gathered and solved once."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -57,6 +57,22 @@ class CollapseMetrics(MetricCollection):
                     reasons[name] = str(error)
             values |= {"rows": leader.rows.clone(), "dropped": leader.dropped.clone()}
         return values, reasons
+
+    def merge_states(self, states: Sequence[Mapping[str, Tensor]]) -> None:
+        """Take in the rows of other metrics, whose states are those of each group's first.
+
+        Args:
+            states: as `metric_state` of the other metrics; none is changed.
+
+        Raises:
+            ValueError: if the widths differ.
+        """
+        for names in self.compute_groups.values():
+            leader = self._member(names[0])
+            leader.merge_states(states)
+        self._share_states()
+        for name in self.keys(keep_base=True):
+            self._member(str(name)).mark_updated()
 
     @contextmanager
     def _synced(self) -> Iterator[None]:

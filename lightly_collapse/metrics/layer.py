@@ -1,9 +1,11 @@
 """Everything that is measured of one layer, from one pass over its features."""
 
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lightly_collapse import functional
@@ -74,6 +76,23 @@ class LayerMetrics:
             },
             compute_groups=[names],
         )
+
+    def double(self) -> "LayerMetrics":
+        """Give values in float64 instead of float32; returns itself."""
+        self._collapse.set_dtype(torch.float64)
+        self._sampled.set_dtype(torch.float64)
+        return self
+
+    def merge_states(
+        self, spectra: Sequence[Mapping[str, Tensor]], samples: Sequence[Mapping[str, Tensor]]
+    ) -> None:
+        """Take in the rows of other metrics: the states of sketches and of samples.
+
+        Raises:
+            ValueError: if the widths differ.
+        """
+        self._collapse.merge_states(spectra)
+        self._sampled.merge_states(samples)
 
     def update(self, rows: Tensor) -> None:
         """Take in (n, D) rows."""

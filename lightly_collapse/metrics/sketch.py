@@ -1,0 +1,263 @@
+"""The mergeable sketch of a table of embeddings, and its exact neighbour distances."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightly_collapse import functional
+from lightly_collapse.functional.intrinsic_dimension import lid_mom_from_distances
+from lightly_collapse.functional.neighbors import nearest_neighbors
+from lightly_collapse.metrics._reservoir import ReservoirMetric, row_draws
+from lightly_collapse.metrics.collection import CollapseMetrics, collapse_metrics
+from lightly_collapse.metrics.layer import LayerMetrics, Reading
+from lightly_collapse.metrics.spectrum import Spectrum
+
+_BLOCK_BYTES = 2**29
+
+
+class EmbeddingSketch:
+    """All that a report says about rows, in a state that merges; the same for any sharding.
+
+    The rows are assigned to blocks by the hash of their number, or of their entries, and each block
+    keeps count, mean and scatter matrix: the whole is their merger, and leaving out one after the
+    other gives the jackknife's intervals. With one block there are none.
+
+    Args:
+        rtol: a dimension counts as collapsed below this times the largest singular value.
+        lid_k: number of neighbours of the local intrinsic dimensionality.
+        lid_size: number of rows sampled at most for neighbours and pairs.
+        seed: of sample and blocks.
+        blocks: number of blocks. Rows too wide for so many scatter matrices in 512 MiB get fewer,
+            and one where not even ten fit.
+
+    Examples:
+        >>> z = torch.randn(500, 8, generator=torch.Generator().manual_seed(0))
+        >>> one, other = EmbeddingSketch(), EmbeddingSketch()
+        >>> one.update(z[:100])
+        >>> other.update(z[100:])
+        >>> one.merge(other)
+        >>> reading = one.compute()
+        >>> int(reading.scalars["rows"]), f"{reading.scalars['effective_rank']:.1f}"
+        (500, '8.0')
+    """
+
+    def __init__(
+        self,
+        rtol: float = 1e-2,
+        lid_k: int = 20,
+        lid_size: int = 5000,
+        seed: int = 0,
+        blocks: int = 1,
+    ) -> None:
+        if blocks < 1:
+            raise ValueError(f"blocks must be at least 1, got {blocks}")
+        self.rtol = rtol
+        self.lid_k = lid_k
+        self.lid_size = lid_size
+        self.seed = seed
+        self._wanted = blocks
+        self._blocks = [Spectrum(center=True, nan_strategy="drop")]
+        self._sample = RowSample(lid_size, seed)
+        self._layer_metrics()  # raises where a setting is out of range
+
+    @property
+    def dimensions(self) -> int:
+        """Width of the rows; 0 before the first."""
+        return max(block.mean.numel() for block in self._blocks)
+
+    @property
+    def rows(self) -> int:
+        """Number of rows measured."""
+        return sum(int(block.rows) for block in self._blocks)
+
+    @property
+    def dropped(self) -> int:
+        """Number of rows left out for holding NaN or inf."""
+        return sum(int(block.dropped) for block in self._blocks)
+
+    @property
+    def sample(self) -> Tensor:
+        """The sampled rows, (at most lid_size, D)."""
+        return self._sample.sample
+
+    def update(self, rows: Tensor, numbers: Tensor | None = None) -> None:
+        """Take in (n, D) rows.
+
+        Args:
+            rows: in any floating dtype; those that hold NaN or inf are left out and counted.
+            numbers: (n,) int64 numbers of the rows, each used once; their entries without.
+
+        Raises:
+            ValueError: if the rows are not 2-D, empty or not as wide as those before.
+        """
+        self._sample.update(rows, numbers)
+        self._make_blocks(rows.shape[1])
+        if len(self._blocks) == 1:
+            self._blocks[0].update(rows)
+            return
+        block = row_draws(rows, numbers, self.seed).remainder(len(self._blocks))
+        order = block.argsort(stable=True)
+        counts = torch.bincount(block, minlength=len(self._blocks)).tolist()
+        for sketch, part in zip(self._blocks, torch.split(rows[order], counts), strict=True):
+            if len(part):
+                sketch.update(part)
+
+    def merge(self, other: "EmbeddingSketch") -> None:
+        """Take in the rows of another sketch of the same settings.
+
+        Raises:
+            ValueError: if the settings or the widths differ.
+        """
+        mine, theirs = self._settings(), other._settings()
+        if mine != theirs:
+            raise ValueError(f"sketches to be merged must have one setting, got {mine}, {theirs}")
+        if not other.dimensions:
+            return
+        self._make_blocks(other.dimensions)
+        other._make_blocks(other.dimensions)
+        for block, incoming in zip(self._blocks, other._blocks, strict=True):
+            block.merge_states([incoming.tensor_states()])
+        self._sample.merge_states([other._sample.tensor_states()])
+
+    def compute(self) -> Reading:
+        """The reading of all rows, in float64."""
+        layer = self._layer_metrics()
+        layer.merge_states(
+            [b.tensor_states() for b in self._blocks], [self._sample.tensor_states()]
+        )
+        return layer.compute()
+
+    def leave_one_out(self) -> list[dict[str, float]]:
+        """The spectrum measures of all rows but one block's, for each block that has rows.
+
+        Returns:
+            By block, value by name, nan where it cannot be computed; empty with one block.
+        """
+        states = [b.tensor_states() for b in self._blocks if b.rows]
+        if len(states) < 2:
+            return []
+        found = []
+        for i in range(len(states)):
+            metrics = self._collapse_metrics()
+            metrics.merge_states(states[:i] + states[i + 1 :])
+            values, _ = metrics.compute_or_nan()
+            found.append({name: float(v) for name, v in values.items() if v.numel() == 1})
+        return found
+
+    def _make_blocks(self, width: int) -> None:
+        wanted = min(self._wanted, _BLOCK_BYTES // (8 * width * width))
+        wanted = wanted if wanted >= min(self._wanted, 10) else 1
+        if not self.dimensions and len(self._blocks) != wanted:
+            self._blocks = [Spectrum(center=True, nan_strategy="drop") for _ in range(wanted)]
+
+    def _settings(self) -> tuple[float, ...]:
+        return (self.rtol, self.lid_k, self.lid_size, self.seed, self._wanted)
+
+    def _collapse_metrics(self) -> CollapseMetrics:
+        metrics = collapse_metrics(rtol=self.rtol, nan_strategy="drop")
+        metrics.set_dtype(torch.float64)
+        return metrics
+
+    def _layer_metrics(self) -> LayerMetrics:
+        return LayerMetrics(
+            rtol=self.rtol, lid_k=self.lid_k, lid_size=self.lid_size, seed=self.seed
+        ).double()
+
+
+class RowSample(ReservoirMetric):
+    """A uniform sample of at most `size` rows, without those that hold NaN or inf.
+
+    Args:
+        size: number of rows at most.
+        seed: of the sample.
+
+    Examples:
+        >>> sample = RowSample(size=3)
+        >>> sample.update(torch.arange(10.0)[:, None])
+        >>> sample.compute().shape
+        torch.Size([3, 1])
+    """
+
+    def __init__(self, size: int, seed: int = 0) -> None:
+        super().__init__(size, seed, nan_strategy="drop")
+
+    def compute(self) -> Tensor:
+        """The rows, by ascending draw."""
+        return self._rows()
+
+
+class NeighborDistances:
+    """The k smallest distances of fixed queries to all rows of a stream, exact; they merge.
+
+    The queries are rows of the stream themselves. Each finds itself once, at distance zero, and
+    that one is left out.
+
+    Args:
+        queries: (q, D) rows of the stream.
+        k: number of neighbours.
+
+    Examples:
+        >>> line = torch.arange(6.0)[:, None]
+        >>> near = NeighborDistances(line[:2], k=2)
+        >>> near.update(line[:3])
+        >>> near.update(line[3:])
+        >>> near.distances()
+        tensor([[1., 2.],
+                [1., 1.]], dtype=torch.float64)
+    """
+
+    def __init__(self, queries: Tensor, k: int) -> None:
+        if k < 1:
+            raise ValueError(f"k must be at least 1, got {k}")
+        # float64: a distance is then the same, to 1e-9, in whatever batch its row comes.
+        self.queries = queries.double()
+        self.k = k
+        self._nearest = self.queries.new_zeros(len(queries), 0)
+
+    def update(self, rows: Tensor) -> None:
+        """Take in (n, D) rows; those that hold NaN or inf are left out.
+
+        Raises:
+            ValueError: if the width is not that of the queries.
+        """
+        rows = rows[rows.isfinite().all(dim=1)]
+        if len(rows):
+            near, _ = nearest_neighbors(self.queries, rows.double(), min(self.k + 1, len(rows)))
+            self._merge_distances([near])
+
+    def merge(self, other: "NeighborDistances") -> None:
+        """Take in the rows that another one saw, of the same queries."""
+        self._merge_distances([other._nearest])
+
+    def distances(self) -> Tensor:
+        """(q, k) distances in ascending order, oneself left out.
+
+        Raises:
+            ValueError: if there were no more than `k` rows.
+        """
+        if self._nearest.shape[1] <= self.k:
+            raise ValueError(
+                f"k must be below the number of rows seen, {self._nearest.shape[1]}, got {self.k}"
+            )
+        return self._nearest[:, 1:]
+
+    def lid(self) -> Tensor:
+        """(q,) local intrinsic dimensionality by the method of moments, neighbours in all rows.
+
+        Raises:
+            ValueError: as `distances`.
+        """
+        return lid_mom_from_distances(self.distances())
+
+    def mlid(self) -> float:
+        """Their geometric mean.
+
+        Raises:
+            ValueError: as `distances`.
+        """
+        return float(functional.geometric_mean(self.lid()))
+
+    def _merge_distances(self, more: Sequence[Tensor]) -> None:
+        every = torch.cat([self._nearest, *more], dim=1)
+        self._nearest = every.sort(dim=1).values[:, : self.k + 1].clone()
