@@ -34,10 +34,8 @@ LEVEL = {
 }
 OPTIONAL = {
     "pytorch_metric_learning": "metric_learning",
-    "skdim": "",
-    "timm": "",
-    "detectron2": "",
-    "lightning": "",
+    **dict.fromkeys(("skdim", "timm", "detectron2", "lightning"), ""),
+    **dict.fromkeys(("fsspec", "lance", "pyarrow", "ray", "safetensors", "zarr"), ""),
 }
 
 

@@ -39,26 +39,52 @@ def two_nn(x: Tensor, discard_fraction: float = 0.1) -> Tensor:
         >>> f"{two_nn(plane):.1f}"
         '2.0'
     """
-    if not 0 < discard_fraction < 1:
-        raise ValueError(
-            f"discard_fraction must be between 0 and 1, neither included, got {discard_fraction}"
-        )
+    _check_fraction(discard_fraction)
     x = check_rows(x, "x", minimum=3)
     r, _ = nearest_neighbors(x, x, k=2, exclude=torch.arange(x.shape[0], device=x.device))
-    r = r[r[:, 0] > 0].double() if x.device.type != "mps" else r[r[:, 0] > 0]
+    return two_nn_of_distances(r, discard_fraction)
+
+
+def two_nn_of_distances(r: Tensor, discard_fraction: float = 0.1) -> Tensor:
+    """`two_nn` from the distances of samples to their two nearest neighbours.
+
+    Args:
+        r: (n, 2) distances in ascending order.
+        discard_fraction: as for `two_nn`.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: as `two_nn`.
+
+    Examples:
+        >>> f"{two_nn_of_distances(torch.tensor([[1.0, 1.5], [1.0, 2.0], [1.0, 3.0]]), 0.3):.2f}"
+        '1.44'
+    """
+    _check_fraction(discard_fraction)
+    rows, dtype = r.shape[0], r.dtype
+    r = r[r[:, 0] > 0].double() if r.device.type != "mps" else r[r[:, 0] > 0]
     n = r.shape[0]
     kept = floor(n * (1 - discard_fraction))
     if kept < 2:
         raise ValueError(
             "x must leave at least two samples with two distinct neighbours to fit, got "
-            f"{kept} of {x.shape[0]} rows ({x.shape[0] - n} have a duplicate)"
+            f"{kept} of {rows} rows ({rows - n} have a duplicate)"
         )
     log_mu = (r[:, 1] / r[:, 0]).sort().values[:kept].log()
-    survival = 1 - torch.arange(1, kept + 1, device=x.device).to(log_mu) / n
+    survival = 1 - torch.arange(1, kept + 1, device=r.device).to(log_mu) / n
     if not log_mu.any():
         raise ValueError("x must not have its two nearest distances equal at every sample")
     d = -(log_mu @ survival.log()) / log_mu.square().sum()
-    return d.to(x.dtype)
+    return d.to(dtype)
+
+
+def _check_fraction(discard_fraction: float) -> None:
+    if not 0 < discard_fraction < 1:
+        raise ValueError(
+            f"discard_fraction must be between 0 and 1, neither included, got {discard_fraction}"
+        )
 
 
 def danco(x: Tensor, k: int = 10, random_state: int | None = 0) -> float:

@@ -94,7 +94,7 @@ def check_lengths(file: str, rows: int, beside: Mapping[str, int]) -> None:
             )
 
 
-def needed(module: str, package: str | None = None) -> Any:
+def needed(module: str, package: str | None = None, extra: str = "embeddings") -> Any:
     """Import an optional package.
 
     Raises:
@@ -105,7 +105,7 @@ def needed(module: str, package: str | None = None) -> Any:
     except ImportError as error:
         name = package or module.split(".", maxsplit=1)[0]
         raise ImportError(
-            f"this source needs {name}: pip install 'lightly-collapse[embeddings]'"
+            f"{name} is needed and not installed: pip install 'lightly-collapse[{extra}]'"
         ) from error
 
 

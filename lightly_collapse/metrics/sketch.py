@@ -103,6 +103,10 @@ class EmbeddingSketch:
             if len(part):
                 sketch.update(part)
 
+    def draws(self, rows: Tensor, numbers: Tensor | None = None) -> Tensor:
+        """(n,) the hash by which each row is sampled: the smallest are in the sample."""
+        return row_draws(rows, numbers, self.seed)
+
     def merge(self, other: "EmbeddingSketch") -> None:
         """Take in the rows of another sketch of the same settings.
 

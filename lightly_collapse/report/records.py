@@ -29,6 +29,7 @@ class LayerRecord:
         problems: why a value is None, by name.
         spectrum: singular values of the centred features, in descending order.
         lid: local intrinsic dimensionality of every sampled row.
+        intervals: lower and upper end of a scalar's 95 % interval, by name; those that are known.
     """
 
     name: str
@@ -37,6 +38,7 @@ class LayerRecord:
     problems: dict[str, str]
     spectrum: list[float]
     lid: list[float]
+    intervals: dict[str, list[float]] = field(default_factory=dict)
 
     def value(self, name: str) -> float:
         """One of the scalars.

@@ -343,9 +343,8 @@ def test_memory_does_not_grow_with_the_file(kind, tmp_path):
         "after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "print(rows, (after - before) // 1024)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True
-    )
+    command = [sys.executable, "-c", code, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     rows, growth = map(int, done.stdout.split())
     assert rows == 400_000
     # Pages of a mapped file count as resident, though the system takes them back when it needs.

@@ -1,0 +1,233 @@
+"""Measure the collapse of embeddings: an array, a data set, or files of any size."""
+
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Sized
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightly_collapse.io.embeddings import Chunk, EmbeddingSource
+from lightly_collapse.metrics import EmbeddingSketch, NeighborDistances, Reading
+from lightly_collapse.report.embedding_totals import EmbeddingTotals, SketchSettings
+from lightly_collapse.report.intervals import intervals_of, unreliable
+from lightly_collapse.report.progress import with_progress
+from lightly_collapse.report.records import CollapseReport, LayerRecord, finite, rounded
+
+Engine = Literal["local", "ray"]
+Neighbors = Literal["sample", "all"]
+
+_ENGINES = ("local", "ray")
+_NEIGHBORS = ("sample", "all")
+_BATCH = 8192  # rows of an array or a data set at a time
+
+
+def measure_embeddings(
+    source: str | os.PathLike[str] | Tensor | np.ndarray[Any, Any] | Iterable[Any],
+    *,
+    column: str | None = None,
+    labels_column: str | None = None,
+    group_by: str | None = None,
+    neighbors: Neighbors = "sample",
+    engine: Engine = "local",
+    address: str | None = None,
+    rtol: float = 1e-2,
+    lid_k: int = 20,
+    lid_size: int = 5000,
+    seed: int = 0,
+    blocks: int = 20,
+    name: str | None = None,
+    progress: bool = False,
+) -> CollapseReport:
+    """Measure embeddings in one pass and bounded memory.
+
+    Rows are sampled, and assigned to the blocks of the intervals, by a hash of their number in the
+    source, so the result is the same for any engine and number of workers.
+
+    Args:
+        source: path, folder, glob or URL of files, see `lightly_collapse.io.embeddings`; an (n, d)
+            tensor or array; or an iterable, such as a `torch.utils.data.Dataset`, of rows or of
+            tuples that begin with one.
+        column: of the embeddings in the files, where it is not the only one.
+        labels_column: of class labels: the report then has the accuracies of a kNN vote and of a
+            linear classifier on one half of the sampled rows, trained on the other.
+        group_by: column of groups, such as a class or a source: each is measured by itself too.
+        neighbors: where the neighbours of the sampled rows are sought for mLID: in the sample, or
+            in all rows, exactly, in a second pass.
+        engine: `local`, or `ray` for the workers of a Ray cluster.
+        address: of the Ray cluster; by default the running one or a new one on this machine.
+        rtol: a dimension counts as collapsed below this times the largest singular value.
+        lid_k: number of neighbours of the local intrinsic dimensionality.
+        lid_size: number of rows sampled at most for neighbours and pairs.
+        seed: of the sample and the blocks.
+        blocks: for the jackknife of the intervals; 1 for none.
+        name: of the embeddings in tables and figures.
+        progress: show a progress bar with rows per second on standard error.
+
+    Returns:
+        The report; its layers are `embedding` and the groups.
+
+    Raises:
+        ValueError: if the source holds no embeddings, a file is damaged, rows differ in width or an
+            argument is out of range.
+        ImportError: if a package that the format or engine needs is not installed.
+
+    Examples:
+        >>> z = torch.randn(400, 8, generator=torch.Generator().manual_seed(0))
+        >>> report = measure_embeddings(z)
+        >>> low, high = report.output.intervals["effective_rank"]
+        >>> report.output.dimensions, low < 8.01, high > 7.9
+        (8, True, True)
+    """
+    if engine not in _ENGINES:
+        raise ValueError(f"engine must be one of {', '.join(_ENGINES)}, got {engine!r}")
+    if neighbors not in _NEIGHBORS:
+        raise ValueError(f"neighbors must be one of {', '.join(_NEIGHBORS)}, got {neighbors!r}")
+    settings = SketchSettings(rtol, lid_k, lid_size, seed, blocks)
+    settings.sketch()  # raises where one is out of range
+    files = None
+    if isinstance(source, (str, os.PathLike)):
+        files = EmbeddingSource(source, column, labels_column, group_by)
+    elif labels_column is not None or group_by is not None or column is not None:
+        raise ValueError("column, labels_column and group_by need a source of files with columns")
+    near = None
+    if engine == "ray":
+        from lightly_collapse.report.ray_engine import RayEngine  # noqa: PLC0415
+
+        if files is None:
+            raise ValueError(f"engine ray needs a source of files, got {type(source).__name__}")
+        cluster = RayEngine(files, address, progress)
+        totals = cluster.totals(settings)
+        if neighbors == "all":
+            near = cluster.neighbors(totals.total.sample, _k(totals.total))
+    else:
+        totals = EmbeddingTotals(settings)
+        chunks = _chunks_of(files if files is not None else source)
+        for chunk in with_progress(chunks(), progress, "measuring", _size(source)):
+            totals.update(chunk)
+        if neighbors == "all" and totals.total.rows:
+            near = NeighborDistances(totals.total.sample, _k(totals.total))
+            for chunk in with_progress(chunks(), progress, "neighbours", _size(source)):
+                near.update(chunk.rows)
+    if not totals.total.rows:
+        raise ValueError(
+            f"source must hold at least one finite row, got none ({totals.total.dropped} held NaN "
+            "or inf)"
+        )
+    layers = [_record("embedding", totals.total, near)]
+    groups = sorted(totals.groups.items())
+    layers += [_record(f"{group_by}={group}", sketch, None) for group, sketch in groups]
+    return CollapseReport(
+        name=name or (os.path.basename(files.source.rstrip("/")) if files else "embeddings"),
+        layers=layers,
+        weights=[],
+        settings={
+            "collapse_rtol": rtol,
+            "lid_k": lid_k,
+            "lid_size": lid_size,
+            "neighbors": neighbors,
+            "blocks": blocks,
+            "seed": seed,
+        },
+        source={} if files is None else {"embeddings": files.source, "files": len(files.files)},
+        notes=_notes(totals, layers, neighbors),
+    )
+
+
+def _k(sketch: EmbeddingSketch) -> int:
+    return max(1, min(sketch.lid_k, sketch.rows - 1))
+
+
+def _record(name: str, sketch: EmbeddingSketch, near: NeighborDistances | None) -> LayerRecord:
+    reading: Reading = sketch.compute()
+    scalars, problems, lid = dict(reading.scalars), dict(reading.problems), reading.lid
+    intervals = intervals_of(sketch, scalars)
+    if near is not None:
+        lid = near.lid()
+        scalars["mlid"], scalars["lid_rows"] = near.mlid(), float(len(lid))
+        problems.pop("mlid", None)
+        intervals.pop("mlid", None)
+    if math.isinf(scalars["condition_number"]):
+        problems["condition_number"] = "infinite, the weakest direction cannot be told from zero"
+    return LayerRecord(
+        name=name,
+        dimensions=sketch.dimensions,
+        scalars=finite(scalars),
+        problems=problems,
+        spectrum=[] if reading.spectrum is None else list(map(rounded, reading.spectrum.tolist())),
+        lid=[] if lid is None else list(map(rounded, lid.tolist())),
+        intervals={n: [rounded(i.low), rounded(i.high)] for n, i in intervals.items()},
+    )
+
+
+def _notes(totals: EmbeddingTotals, layers: list[LayerRecord], neighbors: str) -> list[str]:
+    notes = []
+    doubtful = unreliable(totals.total, layers[0].spectrum)
+    doubtful = [n.replace("_", " ") for n in doubtful if n in layers[0].intervals]
+    if doubtful:
+        notes.append(
+            f"The 95 % intervals of {', '.join(doubtful)} do not hold: they need "
+            "8 rows a dimension; stable rank, NESum and condition number an extreme eigenvalue "
+            "that stands apart from the next."
+        )
+    if totals.total.dropped:
+        named = ", ".join(f"{n} in {file}" for n, file in totals.left_out)
+        more = totals.total.dropped - len(totals.left_out)
+        notes.append(
+            f"{totals.total.dropped} rows held NaN or inf, or were missing, and were left out: "
+            f"row {named}{f' and {more} more' if more > 0 else ''}."
+        )
+    if neighbors == "all":
+        notes.append("The neighbours for mLID were sought in all rows, not in the sample.")
+    return notes
+
+
+def _chunks_of(source: Any) -> Callable[[], Iterator[Chunk]]:
+    """A function that begins a pass over the source."""
+    if isinstance(source, EmbeddingSource):
+        return source.chunks
+    if isinstance(source, (Tensor, np.ndarray)):
+        z = torch.as_tensor(source).detach()
+        if z.ndim != 2 or 0 in z.shape:
+            raise ValueError(f"source must be (rows, dimensions), got shape {tuple(z.shape)}")
+        rows = z if z.is_floating_point() else z.double()
+        return lambda: _cut(rows)
+    if isinstance(source, Sized) and hasattr(source, "__getitem__"):
+        return lambda: _collected(source[i] for i in range(len(source)))
+    if iter(source) is source:
+        raise ValueError("source must be a sequence, data set or loader, got an iterator")
+    return lambda: _collected(source)
+
+
+def _cut(z: Tensor) -> Iterator[Chunk]:
+    for at in range(0, len(z), _BATCH):
+        rows = z[at : at + _BATCH]
+        yield Chunk(rows, torch.arange(at, at + len(rows)), None, None, "the array")
+
+
+def _collected(items: Iterable[Any]) -> Iterator[Chunk]:
+    """Items that are rows, or batches of them, or begin with one, as chunks."""
+    kept: list[Tensor] = []
+    first, count = 0, 0
+    for item in items:
+        z = torch.as_tensor(item[0] if isinstance(item, (tuple, list)) else item).detach()
+        if z.ndim not in (1, 2):
+            raise ValueError(f"source must give rows or batches of rows, got {tuple(z.shape)}")
+        kept.append(z.float() if not z.is_floating_point() else z)
+        kept[-1] = kept[-1].reshape(-1, z.shape[-1])
+        count += len(kept[-1])
+        if kept[-1].shape[1] != kept[0].shape[1]:
+            widths = f"{kept[0].shape[1]} and {kept[-1].shape[1]}"
+            raise ValueError(f"source must give rows of one width, got {widths}")
+        if count >= _BATCH:
+            yield Chunk(torch.cat(kept), torch.arange(first, first + count), None, None, "the data")
+            kept, first, count = [], first + count, 0
+    if kept:
+        yield Chunk(torch.cat(kept), torch.arange(first, first + count), None, None, "the data")
+
+
+def _size(source: Any) -> int | None:
+    """Number of rows where it is known without looking at them."""
+    return len(source) if isinstance(source, (Tensor, np.ndarray)) else None

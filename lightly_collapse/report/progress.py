@@ -1,0 +1,34 @@
+"""Progress bars of rows, with their rows per second."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from lightly_collapse.io.embeddings import Chunk
+
+
+class _RowsPerSecond(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{int(task.completed):,} rows" + (f", {speed:,.0f}/s" if speed else ""))
+
+
+def row_progress(shown: bool, what: str, total: int | None) -> tuple[Progress, Any]:
+    """A progress bar of rows on standard error, and its task."""
+    columns = (TextColumn(what), BarColumn(), _RowsPerSecond(), TimeRemainingColumn())
+    bar = Progress(*columns, console=Console(stderr=True), disable=not shown)
+    return bar, bar.add_task(what, total=total)
+
+
+def with_progress(
+    chunks: Iterator[Chunk], shown: bool, what: str, total: int | None
+) -> Iterator[Chunk]:
+    """The chunks, with a progress bar while they are used."""
+    bar, task = row_progress(shown, what, total)
+    with bar:
+        for chunk in chunks:
+            yield chunk
+            bar.advance(task, len(chunk.rows))

@@ -1,0 +1,248 @@
+"""Embeddings measured in one pass: from arrays, data sets and files, in groups, with intervals."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightly_collapse import functional
+from lightly_collapse.metrics import EmbeddingSketch
+from lightly_collapse.report import CollapseReport
+from lightly_collapse.report.embeddings import measure_embeddings
+from lightly_collapse.report.intervals import Interval, intervals_of, jackknife_interval
+
+ROWS, WIDTH = 400, 6
+
+
+@pytest.fixture(scope="module")
+def z():
+    g = torch.Generator().manual_seed(0)
+    return torch.randn(ROWS, WIDTH, generator=g) * torch.logspace(0, -1, WIDTH) + 1
+
+
+def scalars(report, layer=0):
+    return report.layers[layer].scalars
+
+
+def test_values_are_those_of_the_functions(z):
+    report = measure_embeddings(z, lid_k=10)
+    out = report.output
+    s = functional.singular_values(z.double(), center=True)
+    assert out.scalars["rankme"] == pytest.approx(float(functional.rankme(z)), rel=1e-5)
+    assert out.scalars["effective_rank"] == pytest.approx(
+        float(functional.effective_rank(s)), rel=1e-5
+    )
+    mlid = functional.geometric_mean(functional.lid_mom(z, k=10))
+    assert out.scalars["mlid"] == pytest.approx(float(mlid), rel=1e-5)
+    assert out.scalars["two_nn"] == pytest.approx(float(functional.two_nn(z)), rel=1e-5)
+    assert (out.scalars["rows"], out.dimensions, out.name) == (ROWS, WIDTH, "embedding")
+
+
+def test_every_kind_of_source_gives_one_report(z, tmp_path):
+    np.save(tmp_path / "z.npy", z.numpy())
+    expected = measure_embeddings(z, name="z")
+    data = TensorDataset(z, torch.zeros(ROWS))
+    for source in (
+        z.numpy(),
+        tmp_path / "z.npy",
+        str(tmp_path),
+        data,
+        DataLoader(data, batch_size=64),
+        list(z),
+    ):
+        report = measure_embeddings(source, name="z")
+        assert report.layers == expected.layers
+        assert report.settings == expected.settings
+
+
+def test_the_report_is_written_read_and_drawn(z, tmp_path):
+    report = measure_embeddings(z)
+    report.save(tmp_path / "measure.json")
+    assert CollapseReport.load(tmp_path / "measure.json") == report
+    report.to_html(tmp_path / "measure.html")
+    assert "effective rank" in (tmp_path / "measure.html").read_text()
+    assert "rankme" in json.loads((tmp_path / "measure.json").read_text())["layers"][0]["intervals"]
+
+
+def test_groups_are_measured_by_themselves(z, tmp_path):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    group = np.where(np.arange(ROWS) % 4 == 0, "rare", "common")
+    flat = z.clone()
+    flat[::4, 3:] = 0  # the rare group has collapsed
+    table = pa.table({"z": list(flat.numpy()), "source": group})
+    pq.write_table(table, tmp_path / "z.parquet", row_group_size=70)
+    report = measure_embeddings(tmp_path / "z.parquet", group_by="source")
+    assert [r.name for r in report.layers] == ["embedding", "source=common", "source=rare"]
+    assert [scalars(report, i)["rows"] for i in range(3)] == [ROWS, 300, 100]
+    assert scalars(report, 1)["collapsed_dimensions"] == 0
+    assert scalars(report, 2)["collapsed_dimensions"] == 3
+    alone = measure_embeddings(flat[::4])
+    for name in ("rankme", "participation_ratio", "mlid"):
+        assert scalars(report, 2)[name] == scalars(alone)[name]
+
+
+def test_too_many_groups(tmp_path):
+    np.savez(tmp_path / "z.npz", z=np.ones((300, 2)), y=np.arange(300))
+    with pytest.raises(ValueError, match="group_by must name a column of at most 256 different"):
+        measure_embeddings(tmp_path / "z.npz", group_by="y")
+
+
+def test_rows_left_out_are_counted_and_named(z, tmp_path):
+    broken = z.clone()
+    broken[[3, 200], 1] = torch.nan
+    broken[310:320] = torch.inf
+    np.save(tmp_path / "z.npy", broken.numpy())
+    report = measure_embeddings(tmp_path / "z.npy")
+    assert (scalars(report)["rows"], scalars(report)["dropped"]) == (ROWS - 12, 12)
+    note = next(n for n in report.notes if "held NaN" in n)
+    assert note.startswith("12 rows held NaN or inf")
+    assert f"row 3 in {tmp_path / 'z.npy'}, 200 in" in note
+    assert note.endswith("312 in " + str(tmp_path / "z.npy") + " and 7 more.")
+    with pytest.raises(ValueError, match=r"at least one finite row, got none \(2 held NaN"):
+        measure_embeddings(torch.full((2, 3), torch.nan))
+
+
+def test_neighbours_in_all_rows(z):
+    sampled = measure_embeddings(z, lid_size=100, lid_k=10)
+    exact = measure_embeddings(z, lid_size=100, lid_k=10, neighbors="all")
+    assert exact.layers[0].scalars["lid_rows"] == 100
+    sketch = EmbeddingSketch(lid_size=100, lid_k=10)
+    sketch.update(z, torch.arange(ROWS))
+    every = functional.lid_mom(z.double(), k=10)
+    mine = (torch.cdist(sketch.sample.double(), z.double()) == 0).nonzero()[:, 1]
+    expected = functional.geometric_mean(every[mine])
+    assert scalars(exact)["mlid"] == pytest.approx(float(expected), rel=1e-5)
+    assert scalars(exact)["mlid"] != scalars(sampled)["mlid"]
+    assert scalars(exact)["two_nn"] == scalars(sampled)["two_nn"]
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"engine": "spark"}, "engine must be one of local, ray, got 'spark'"),
+        ({"neighbors": "some"}, "neighbors must be one of sample, all, got 'some'"),
+        ({"engine": "ray"}, "engine ray needs a source of files, got Tensor"),
+        ({"column": "z"}, "need a source of files with columns"),
+        ({"blocks": 0}, "blocks must be at least 1, got 0"),
+        ({"rtol": 2.0}, "rtol must be between 0 and 1, got 2"),
+    ],
+)
+def test_wrong_arguments(z, keywords, message):
+    with pytest.raises(ValueError, match=message):
+        measure_embeddings(z, **keywords)
+
+
+def test_sources_that_are_no_rows(z):
+    for source, message in (
+        (torch.zeros(3), r"must be \(rows, dimensions\), got shape \(3,\)"),
+        (iter(z), "got an iterator"),
+        ([torch.zeros(3), torch.zeros(4)], "rows of one width, got 3 and 4"),
+        ([torch.zeros(2, 2, 2)], "rows or batches of rows"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            measure_embeddings(source)
+
+
+def test_jackknife_of_a_mean_is_students_interval():
+    x = np.random.default_rng(0).standard_normal(20) + 3
+    left_out = [float(np.delete(x, i).mean()) for i in range(20)]
+    low, high = jackknife_interval(float(x.mean()), left_out)
+    half = 2.0930240544 * x.std(ddof=1) / 20**0.5
+    assert low == pytest.approx(x.mean() - half, rel=1e-9)
+    assert high == pytest.approx(x.mean() + half, rel=1e-9)
+
+
+def test_jackknife_takes_the_bias_of_order_one_over_n_away():
+    x = np.random.default_rng(0).standard_normal(12)
+    left_out = [float(np.delete(x, i).var()) for i in range(12)]
+    low, high = jackknife_interval(float(x.var()), left_out)
+    assert (low + high) / 2 == pytest.approx(x.var(ddof=1), rel=1e-9)
+
+
+def test_jackknife_where_there_is_none():
+    assert jackknife_interval(1.0, [1.0]) is None
+    assert jackknife_interval(1.0, [1.0, float("nan")]) is None
+    assert jackknife_interval(1.0, [1.0, 0.0], logarithmic=True) is None
+    assert Interval(1, 2).overlaps(Interval(2, 3))
+    assert not Interval(1, 2).overlaps(Interval(2.1, 3))
+
+
+def test_every_scalar_has_an_interval_about_it(z):
+    report = measure_embeddings(z)
+    out = report.output
+    names = set(out.scalars) - {"rows", "dropped", "lid_rows"}
+    assert set(out.intervals) == names
+    for name in names:
+        low, high = out.intervals[name]
+        assert low <= high
+        assert low - 0.2 * abs(low) <= out.scalars[name] <= high + 0.2 * abs(high)
+    assert not measure_embeddings(z, blocks=1).output.intervals.keys() & {"rankme", "alpha_req"}
+
+
+def test_uniformity_without_a_block_is_that_of_the_others(z):
+    sketch = EmbeddingSketch(lid_size=ROWS)
+    sketch.update(z)
+    x = sketch.sample
+    left_out = [
+        float(functional.uniformity(x[torch.arange(ROWS) % 20 != i].double())) for i in range(20)
+    ]
+    values = {name: float("nan") for name in ("mlid", "two_nn")}
+    value = float(functional.uniformity(x.double()))
+    found = intervals_of(
+        sketch,
+        values
+        | {"uniformity": value}
+        | dict.fromkeys(
+            (
+                "rankme",
+                "effective_rank",
+                "stable_rank",
+                "participation_ratio",
+                "nesum",
+                "condition_number",
+                "alpha_req",
+                "collapsed_dimensions",
+            ),
+            float("nan"),
+        ),
+    )
+    assert found["uniformity"] == pytest.approx(jackknife_interval(value, left_out), rel=1e-6)
+
+
+def test_intervals_that_do_not_hold_are_named(z):
+    few = measure_embeddings(z[:40])
+    note = next(n for n in few.notes if "95 % intervals" in n)
+    assert "effective rank" in note
+    assert "effective rank" not in "".join(measure_embeddings(z).notes)
+    apart = z * torch.tensor([9.0, 1, 1, 1, 1, 0.1])
+    assert not [n for n in measure_embeddings(apart).notes if "95 %" in n]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spectrum", ["flat", "power", "spiked"])
+def test_intervals_cover(spectrum):
+    """95 % intervals of effective rank and participation ratio at 8 rows a dimension."""
+    d, n, repeats = 16, 128, 60
+    s = {
+        "flat": torch.ones(d),
+        "power": torch.arange(1, d + 1.0) ** -0.5,
+        "spiked": torch.cat([torch.full((2,), 3.0), torch.ones(d - 2)]),
+    }[spectrum]
+    truth = {
+        "effective_rank": float(functional.effective_rank(s)),
+        "participation_ratio": float(functional.participation_ratio(s)),
+    }
+    hits = dict.fromkeys(truth, 0)
+    g = torch.Generator().manual_seed(1)
+    for _ in range(repeats):
+        sketch = EmbeddingSketch(blocks=20, lid_size=21)
+        sketch.update(torch.randn(n, d, generator=g) * s)
+        left_out = sketch.leave_one_out()
+        values = sketch.compute().scalars
+        for name, true in truth.items():
+            low, high = jackknife_interval(values[name], [v[name] for v in left_out], True)
+            hits[name] += low <= true <= high
+    for name, count in hits.items():
+        assert count >= 0.85 * repeats, name

@@ -1,0 +1,201 @@
+"""Embeddings on a local Ray cluster: the numbers of one process, whatever the partition."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lightly_collapse.metrics import EmbeddingSketch
+from lightly_collapse.report import CollapseReport, ray_engine
+from lightly_collapse.report.embeddings import measure_embeddings
+
+ray = pytest.importorskip("ray", reason="Ray is not installed")
+pytest.importorskip("ray.data", reason="Ray Data is not installed")
+pd = pytest.importorskip("pandas", reason="pandas is not installed")
+CollapseSketch = pytest.importorskip("lightly_collapse.report.ray").CollapseSketch
+
+ROOT = str(Path(__file__).parents[2])
+ROWS, WIDTH = 600, 5
+SETTINGS = {"rtol": 1e-2, "lid_k": 8, "lid_size": 200}
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="error",
+        object_store_memory=200_000_000,
+        runtime_env={"env_vars": {"PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1"}},
+    )
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.default_hash_shuffle_parallelism = 2
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def table():
+    rng = np.random.default_rng(0)
+    z = (rng.standard_normal((ROWS, WIDTH)) * np.logspace(0, -1, WIDTH) + 1).astype(np.float32)
+    z[7] = np.nan
+    return {"embedding": z, "source": np.arange(ROWS) % 3, "row": np.arange(ROWS)}
+
+
+def expected(z):
+    sketch = EmbeddingSketch(**SETTINGS)
+    sketch.update(torch.from_numpy(z))
+    return sketch.compute().scalars
+
+
+def check(found, values):
+    assert found.keys() == values.keys()
+    for name, value in values.items():
+        assert found[name] == pytest.approx(value, rel=1e-9, nan_ok=True), name
+
+
+@pytest.mark.parametrize(
+    "blocks", [pytest.param(1, marks=pytest.mark.slow), 4, pytest.param(60, marks=pytest.mark.slow)]
+)
+def test_aggregate_is_the_sketch_of_all_rows(cluster, table, blocks):
+    lists = pd.DataFrame({"z": list(table["embedding"])})
+    for ds, column in (
+        (ray.data.from_numpy(table["embedding"]), "data"),
+        (ray.data.from_pandas(lists), "z"),
+    ):
+        found = ds.repartition(blocks).aggregate(CollapseSketch(column, **SETTINGS))
+        check(found["collapse"], expected(table["embedding"]))
+
+
+@pytest.mark.slow
+def test_groups(cluster, table):
+    lists = {**table, "embedding": list(table["embedding"])}
+    ds = ray.data.from_pandas(pd.DataFrame(lists)).repartition(5)
+    sketch = CollapseSketch("embedding", name="c", **SETTINGS)
+    groups = {row["source"]: row["c"] for row in ds.groupby("source").aggregate(sketch).take_all()}
+    assert sorted(groups) == [0, 1, 2]
+    for group, found in groups.items():
+        check(found, expected(table["embedding"][table["source"] == group]))
+
+
+@pytest.mark.slow
+def test_wrong_arguments(cluster, table):
+    ds = ray.data.from_numpy(table["embedding"])
+    with pytest.raises(ValueError, match="no such column in the dataset"):
+        ds.aggregate(CollapseSketch("embeding", **SETTINGS))
+    with pytest.raises(ValueError, match="size must be at least 2, got 1"):
+        CollapseSketch("embedding", lid_size=1)
+
+
+@pytest.fixture(scope="module")
+def files(table, tmp_path_factory):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    folder = tmp_path_factory.mktemp("files")
+    for part in range(3):
+        mine = slice(part * 200, (part + 1) * 200)
+        columns = {
+            "z": list(table["embedding"][mine]),
+            "source": [f"s{i}" for i in table["source"][mine]],
+        }
+        pq.write_table(pa.table(columns), folder / f"{part}.parquet", row_group_size=30)
+    return folder
+
+
+@pytest.mark.parametrize("neighbors", ["all", pytest.param("sample", marks=pytest.mark.slow)])
+def test_engines_give_one_report(cluster, files, neighbors):
+    keywords = {"group_by": "source", "neighbors": neighbors, **SETTINGS}
+    local = measure_embeddings(files, **keywords)
+    distributed = measure_embeddings(files, engine="ray", **keywords)
+    assert distributed.notes == local.notes
+    assert [layer.name for layer in distributed.layers] == [layer.name for layer in local.layers]
+    for one, other in zip(distributed.layers, local.layers, strict=True):
+        # Reports hold six digits: a number on the edge may be rounded either way.
+        assert one.scalars == pytest.approx(other.scalars, rel=2e-6)
+        assert one.spectrum == pytest.approx(other.spectrum, rel=2e-6)
+        assert one.lid == pytest.approx(other.lid, rel=2e-6)
+        for name, ends in one.intervals.items():
+            assert ends == pytest.approx(other.intervals[name], rel=2e-6)
+
+
+def test_a_damaged_file_is_named(cluster, files, tmp_path):
+    whole = (files / "0.parquet").read_bytes()
+    (tmp_path / "a.parquet").write_bytes(whole)
+    middle = bytearray(whole)
+    middle[4:1500] = bytes(1496)
+    (tmp_path / "b.parquet").write_bytes(bytes(middle))
+    with pytest.raises(ValueError, match=r"b\.parquet cannot be read") as raised:
+        measure_embeddings(tmp_path, engine="ray")
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.slow
+def test_a_killed_worker_changes_no_number(cluster, files, tmp_path, monkeypatch):
+    local = measure_embeddings(files, **SETTINGS)
+    mark = tmp_path / "killed"
+    whole = ray_engine._total
+
+    def dying(source, piece, settings):
+        if piece.first >= 200 and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return whole(source, piece, settings)
+
+    monkeypatch.setattr(ray_engine, "_total", dying)
+    found = measure_embeddings(files, engine="ray", **SETTINGS)
+    assert mark.exists()
+    assert found.output.scalars == pytest.approx(local.output.scalars, rel=2e-6)
+
+
+@pytest.mark.slow
+def test_two_nodes(files, tmp_path):
+    """Two `ray start` processes, and a driver that joins them."""
+    local = measure_embeddings(files, **SETTINGS)
+    environment = {**os.environ, "PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1"}
+    script = Path(sys.executable).parent / "ray"
+    port = "6399"
+    start = [str(script), "start", "--num-cpus=1", "--object-store-memory=100000000"]
+    head = ["--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={tmp_path}"]
+    run = {"env": environment, "capture_output": True, "text": True, "timeout": 120}
+    code = (
+        "import sys, ray\n"
+        "from lightly_collapse.report.embeddings import measure_embeddings\n"
+        f"report = measure_embeddings({str(files)!r}, engine='ray', address='127.0.0.1:{port}',"
+        f" **{SETTINGS!r})\n"
+        "nodes = sum(node['Alive'] for node in ray.nodes())\n"
+        "report.save(sys.argv[1])\n"
+        "print(nodes)\n"
+    )
+    began = []
+    try:
+        for extra in (head, [f"--address=127.0.0.1:{port}"]):
+            began.append(
+                subprocess.Popen(
+                    [*start, *extra, "--block"],
+                    env=environment,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    start_new_session=True,
+                )
+            )
+            time.sleep(8)
+        out = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / "r.json")], check=False, **run
+        )
+        assert out.returncode == 0, out.stderr
+        assert out.stdout.split()[-1] == "2"
+    finally:
+        for process in reversed(began):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+            process.wait(30)
+    report = CollapseReport.load(tmp_path / "r.json")
+    assert report.output.scalars == pytest.approx(local.output.scalars, rel=2e-6)
