@@ -97,12 +97,9 @@ def _sweep(arguments: argparse.Namespace) -> None:
 
 
 def _measure_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--arch", required=True, help="a model of torchvision or timm, such as resnet50"
-    )
-    parser.add_argument(
-        "--data", required=True, metavar="DIR", help="folder of images, or `digits`"
-    )
+    parser.add_argument("--arch", help="a model of torchvision or timm, such as resnet50")
+    parser.add_argument("--data", metavar="DIR", help="folder of images, or `digits`")
+    _embeddings_arguments(parser)
     parser.add_argument(
         "--checkpoint",
         type=Path,
@@ -149,11 +146,55 @@ def _measure_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _embeddings_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("embeddings in files, instead of a model and images")
+    group.add_argument(
+        "--embeddings",
+        metavar="SOURCE",
+        help="path, folder, glob or URL of .npy, .npz, .pt, .safetensors, .parquet, .zarr, .lance "
+        "or .tar (WebDataset) files",
+    )
+    group.add_argument("--column", help="of the embeddings, where it is not the only one")
+    group.add_argument("--labels-column", help="of classes, for kNN and linear accuracy")
+    group.add_argument("--group-by", metavar="COLUMN", help="measure each group by itself too")
+    group.add_argument(
+        "--neighbors",
+        choices=("sample", "all"),
+        default="sample",
+        help="rows in which mLID's neighbours are sought; `all` takes a second pass "
+        "(default: %(default)s)",
+    )
+    group.add_argument(
+        "--engine", choices=("local", "ray"), default="local", help="default: %(default)s"
+    )
+    group.add_argument("--address", help="of the Ray cluster")
+
+
+_OF_EMBEDDINGS = ("column", "labels_column", "group_by", "neighbors", "engine", "address")
+_OF_BOTH = ("rtol", "lid_k", "seed", "name", "output")
+
+
 def _measure(arguments: argparse.Namespace) -> None:
+    settings = {n: v for n, v in vars(arguments).items() if n not in ("verb", "run")}
+    source = settings.pop("embeddings")
+    if source is not None:
+        for name in ("arch", "data", "checkpoint", "layers"):
+            if settings[name] is not None:
+                raise ValueError(f"--{name} must not be given with --embeddings")
+        from lightly_collapse.report.embeddings_command import embeddings_command  # noqa: PLC0415
+
+        embeddings_command(source, **{n: settings[n] for n in (*_OF_EMBEDDINGS, *_OF_BOTH)})
+        return
+    missing = [f"--{n}" for n in ("arch", "data") if settings[n] is None]
+    if missing:
+        raise ValueError(f"{' and '.join(missing)} must be given, or --embeddings")
+    for name in _OF_EMBEDDINGS:
+        default = {"neighbors": "sample", "engine": "local"}.get(name)
+        if settings.pop(name) != default:
+            raise ValueError(f"--{name.replace('_', '-')} must only be given with --embeddings")
     from lightly_collapse.report.command import measure_command  # noqa: PLC0415
 
-    settings = vars(arguments)
-    measure_command(**{n: v for n, v in settings.items() if n not in ("verb", "run")})
+    measure_command(**settings)
 
 
 def _compare_arguments(parser: argparse.ArgumentParser) -> None:

@@ -35,7 +35,7 @@ LEVEL = {
 OPTIONAL = {
     "pytorch_metric_learning": "metric_learning",
     **dict.fromkeys(("skdim", "timm", "detectron2", "lightning"), ""),
-    **dict.fromkeys(("fsspec", "lance", "pyarrow", "ray", "safetensors", "zarr"), ""),
+    **dict.fromkeys(("fsspec", "lance", "pyarrow", "ray", "zarr"), ""),
 }
 
 

@@ -33,7 +33,7 @@ _FORMATS: dict[str, Any] = {
     ".tar": tables.WebDataset,
 }
 _FOLDERS = (".zarr", ".lance")  # one data set each, though a folder
-_CHUNK_BYTES = 2**24
+_CHUNK_BYTES = 2**22
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class EmbeddingSource:
         return pieces
 
     def chunks(self, pieces: Sequence[Piece] | None = None) -> Iterator[Chunk]:
-        """The rows in order, in chunks of about 16 MiB.
+        """The rows in order, in chunks of about 4 MiB.
 
         Args:
             pieces: read these alone; all rows by default.

@@ -6,8 +6,12 @@ import torch
 from torch import Tensor
 
 from lightly_collapse import functional
-from lightly_collapse.functional.intrinsic_dimension import lid_mom_from_distances
+from lightly_collapse.functional.intrinsic_dimension import (
+    DEFAULT_LID_K,
+    lid_mom_from_distances,
+)
 from lightly_collapse.functional.neighbors import nearest_neighbors
+from lightly_collapse.functional.spectrum import DEFAULT_RTOL
 from lightly_collapse.metrics._reservoir import ReservoirMetric, row_draws
 from lightly_collapse.metrics.collection import CollapseMetrics, collapse_metrics
 from lightly_collapse.metrics.layer import LayerMetrics, Reading
@@ -44,8 +48,8 @@ class EmbeddingSketch:
 
     def __init__(
         self,
-        rtol: float = 1e-2,
-        lid_k: int = 20,
+        rtol: float = DEFAULT_RTOL,
+        lid_k: int = DEFAULT_LID_K,
         lid_size: int = 5000,
         seed: int = 0,
         blocks: int = 1,

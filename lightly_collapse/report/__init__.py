@@ -2,6 +2,7 @@
 
 from lightly_collapse.report.collapse_report import CollapseReport
 from lightly_collapse.report.compare import Comparison, compare
+from lightly_collapse.report.embeddings import measure_embeddings
 from lightly_collapse.report.measure import measure
 from lightly_collapse.report.records import LayerRecord, WeightRecord
 
@@ -12,4 +13,5 @@ __all__ = [
     "WeightRecord",
     "compare",
     "measure",
+    "measure_embeddings",
 ]

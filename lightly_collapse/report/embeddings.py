@@ -9,12 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightly_collapse.functional.intrinsic_dimension import DEFAULT_LID_K
+from lightly_collapse.functional.spectrum import DEFAULT_RTOL
 from lightly_collapse.io.embeddings import Chunk, EmbeddingSource
 from lightly_collapse.metrics import EmbeddingSketch, NeighborDistances, Reading
+from lightly_collapse.report.accuracy import knn_accuracy, linear_accuracy
+from lightly_collapse.report.collapse_report import CollapseReport
 from lightly_collapse.report.embedding_totals import EmbeddingTotals, SketchSettings
 from lightly_collapse.report.intervals import intervals_of, unreliable
 from lightly_collapse.report.progress import with_progress
-from lightly_collapse.report.records import CollapseReport, LayerRecord, finite, rounded
+from lightly_collapse.report.records import LayerRecord, finite, rounded
 
 Engine = Literal["local", "ray"]
 Neighbors = Literal["sample", "all"]
@@ -33,8 +37,8 @@ def measure_embeddings(
     neighbors: Neighbors = "sample",
     engine: Engine = "local",
     address: str | None = None,
-    rtol: float = 1e-2,
-    lid_k: int = 20,
+    rtol: float = DEFAULT_RTOL,
+    lid_k: int = DEFAULT_LID_K,
     lid_size: int = 5000,
     seed: int = 0,
     blocks: int = 20,
@@ -51,8 +55,8 @@ def measure_embeddings(
             tensor or array; or an iterable, such as a `torch.utils.data.Dataset`, of rows or of
             tuples that begin with one.
         column: of the embeddings in the files, where it is not the only one.
-        labels_column: of class labels: the report then has the accuracies of a kNN vote and of a
-            linear classifier on one half of the sampled rows, trained on the other.
+        labels_column: of class labels: the report then has the accuracies of a kNN vote and of
+            logistic regression on one half of the sampled rows, trained on the other.
         group_by: column of groups, such as a class or a source: each is measured by itself too.
         neighbors: where the neighbours of the sampled rows are sought for mLID: in the sample, or
             in all rows, exactly, in a second pass.
@@ -67,7 +71,7 @@ def measure_embeddings(
         progress: show a progress bar with rows per second on standard error.
 
     Returns:
-        The report; its layers are `embedding` and the groups.
+        The report; its layers are `output`, all rows, and the groups.
 
     Raises:
         ValueError: if the source holds no embeddings, a file is damaged, rows differ in width or an
@@ -116,7 +120,7 @@ def measure_embeddings(
             f"source must hold at least one finite row, got none ({totals.total.dropped} held NaN "
             "or inf)"
         )
-    layers = [_record("embedding", totals.total, near)]
+    layers = [_record("output", totals.total, near)]
     groups = sorted(totals.groups.items())
     layers += [_record(f"{group_by}={group}", sketch, None) for group, sketch in groups]
     return CollapseReport(
@@ -133,7 +137,20 @@ def measure_embeddings(
         },
         source={} if files is None else {"embeddings": files.source, "files": len(files.files)},
         notes=_notes(totals, layers, neighbors),
+        accuracy={} if labels_column is None else _accuracy(totals),
     )
+
+
+def _accuracy(totals: EmbeddingTotals) -> dict[str, float]:
+    rows, labels, names = totals.labelled_sample()
+    # The rows come by ascending draw: every other one is a random half.
+    halves = (rows[::2], labels[::2], rows[1::2], labels[1::2])
+    if len(names) < 2 or len(set(halves[1].tolist())) < 2:
+        raise ValueError(
+            f"labels_column must hold two classes or more in {len(rows)} sampled rows, got "
+            f"{', '.join(names[:3]) or 'none'}"
+        )
+    return {"knn": knn_accuracy(*halves), "linear": linear_accuracy(*halves)}
 
 
 def _k(sketch: EmbeddingSketch) -> int:

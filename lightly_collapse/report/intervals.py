@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from scipy.stats import t as student  # type: ignore[import-untyped]
+from scipy.stats import t as student
 from torch import Tensor
 
 from lightly_collapse import functional

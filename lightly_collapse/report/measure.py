@@ -1,6 +1,7 @@
 """Measure the collapse of a model: its representation, its hidden features, its weights."""
 
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from typing import Any
 
@@ -17,6 +18,7 @@ from lightly_collapse.metrics.channels import channel_axis
 from lightly_collapse.metrics.features import Positions, feature_rows, find_layers, first_tensor
 from lightly_collapse.report.accuracy import knn_accuracy, linear_accuracy
 from lightly_collapse.report.collapse_report import CollapseReport
+from lightly_collapse.report.embeddings import measure_embeddings
 from lightly_collapse.report.records import LayerRecord, WeightRecord, finite, rounded
 
 _OUTPUT, _EMBEDDING = "output", "embedding"
@@ -26,7 +28,7 @@ _KNN = {"k": 20, "temperature": 0.1}
 
 
 def measure(
-    model: nn.Module | Tensor | np.ndarray[Any, Any],
+    model: nn.Module | Tensor | np.ndarray[Any, Any] | str | os.PathLike[str] | Iterable[Any],
     dataloader: Iterable[Any] | None = None,
     layers: Sequence[str] | None = None,
     *,
@@ -47,7 +49,9 @@ def measure(
     Args:
         model: maps a batch of images to a tensor, its representation; a feature map is averaged
             over its positions or not, as `positions` says. It is measured in evaluation mode and
-            left in the mode it was in. Or the representations themselves: (n, d) rows.
+            left in the mode it was in. Or the representations
+            themselves: (n, d) rows, a data set of rows, or a path or URL of files of them; see
+            `measure_embeddings`.
         dataloader: gives batches: tensors, tuples and lists that begin with one (as
             `(images, labels)`, or a list of views, of which the first is taken), or dictionaries
             with `pixel_values`, `image` or `images`. Not given with representations.
@@ -105,9 +109,8 @@ def measure(
 
     if not isinstance(model, nn.Module):
         _check_no_model_arguments(dataloader=dataloader, layers=layers, head=head)
-        take(_OUTPUT, torch.as_tensor(model))
-        records = [_layer(_OUTPUT, widths[_OUTPUT], metrics[_OUTPUT])]
-        return CollapseReport(name or "embeddings", records, [], settings)
+        keywords: dict[str, Any] = {"rtol": rtol, "lid_k": lid_k, "lid_size": lid_size}
+        return measure_embeddings(model, seed=seed, name=name, progress=progress, **keywords)
     if dataloader is None:
         raise ValueError("dataloader must give the images that the model is measured on, got None")
     chosen = list(stages(model) if layers is None else layers)

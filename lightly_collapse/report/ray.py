@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from lightly_collapse.functional.intrinsic_dimension import DEFAULT_LID_K
+from lightly_collapse.functional.spectrum import DEFAULT_RTOL
 from lightly_collapse.io.embeddings_tables import vectors
 from lightly_collapse.metrics import EmbeddingSketch
 
@@ -49,8 +51,8 @@ class CollapseSketch(AggregateFnV2):  # type: ignore[type-arg, misc, unused-igno
         self,
         column: str,
         *,
-        rtol: float = 1e-2,
-        lid_k: int = 20,
+        rtol: float = DEFAULT_RTOL,
+        lid_k: int = DEFAULT_LID_K,
         lid_size: int = 5000,
         seed: int = 0,
         name: str = "collapse",

@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightly_collapse import functional
+from lightly_collapse.cli import main
 from lightly_collapse.metrics import EmbeddingSketch
 from lightly_collapse.report import CollapseReport
 from lightly_collapse.report.embeddings import measure_embeddings
@@ -37,7 +38,7 @@ def test_values_are_those_of_the_functions(z):
     mlid = functional.geometric_mean(functional.lid_mom(z, k=10))
     assert out.scalars["mlid"] == pytest.approx(float(mlid), rel=1e-5)
     assert out.scalars["two_nn"] == pytest.approx(float(functional.two_nn(z)), rel=1e-5)
-    assert (out.scalars["rows"], out.dimensions, out.name) == (ROWS, WIDTH, "embedding")
+    assert (out.scalars["rows"], out.dimensions, out.name) == (ROWS, WIDTH, "output")
 
 
 def test_every_kind_of_source_gives_one_report(z, tmp_path):
@@ -74,7 +75,7 @@ def test_groups_are_measured_by_themselves(z, tmp_path):
     table = pa.table({"z": list(flat.numpy()), "source": group})
     pq.write_table(table, tmp_path / "z.parquet", row_group_size=70)
     report = measure_embeddings(tmp_path / "z.parquet", group_by="source")
-    assert [r.name for r in report.layers] == ["embedding", "source=common", "source=rare"]
+    assert [r.name for r in report.layers] == ["output", "source=common", "source=rare"]
     assert [scalars(report, i)["rows"] for i in range(3)] == [ROWS, 300, 100]
     assert scalars(report, 1)["collapsed_dimensions"] == 0
     assert scalars(report, 2)["collapsed_dimensions"] == 3
@@ -172,7 +173,7 @@ def test_jackknife_where_there_is_none():
 def test_every_scalar_has_an_interval_about_it(z):
     report = measure_embeddings(z)
     out = report.output
-    names = set(out.scalars) - {"rows", "dropped", "lid_rows"}
+    names = set(out.scalars) - {"rows", "dropped", "lid_rows", "lid_k"}
     assert set(out.intervals) == names
     for name in names:
         low, high = out.intervals[name]
@@ -246,3 +247,43 @@ def test_intervals_cover(spectrum):
             hits[name] += low <= true <= high
     for name, count in hits.items():
         assert count >= 0.85 * repeats, name
+
+
+def test_labels_give_accuracies(tmp_path):
+    g = torch.Generator().manual_seed(0)
+    labels = torch.arange(ROWS) % 2
+    z = torch.randn(ROWS, WIDTH, generator=g) + 6 * labels[:, None]
+    np.savez(tmp_path / "z.npz", z=z.numpy(), y=labels.numpy(), noise=np.arange(ROWS) // 2 % 2)
+    known = measure_embeddings(tmp_path / "z.npz", labels_column="y")
+    assert min(known.accuracy.values()) > 0.95
+    noise = measure_embeddings(tmp_path / "z.npz", labels_column="noise")
+    assert max(noise.accuracy.values()) < 0.65
+    np.savez(tmp_path / "one.npz", z=z.numpy(), y=np.zeros(ROWS))
+    with pytest.raises(ValueError, match="labels_column must hold two classes or more"):
+        measure_embeddings(tmp_path / "one.npz", labels_column="y")
+
+
+def test_command_writes_the_report(z, tmp_path, capsys):
+    np.savez(tmp_path / "z.npz", z=z.numpy(), source=np.arange(ROWS) % 2)
+    words = ["measure", "--embeddings", str(tmp_path / "z.npz"), "--output", str(tmp_path / "out")]
+    assert main([*words, "--group-by", "source"]) == 0
+    assert "source=1" in capsys.readouterr().out
+    report = CollapseReport.load(tmp_path / "out" / "measure.json")
+    assert [r.name for r in report.layers] == ["output", "source=0", "source=1"]
+    assert (tmp_path / "out" / "measure.html").exists()
+    assert (tmp_path / "out" / "spectrum.png").exists()
+
+
+def test_command_says_what_is_wrong_in_one_line(tmp_path, capsys):
+    (tmp_path / "z.npy").write_bytes(b"no array")
+    for words, message in (
+        (["--embeddings", str(tmp_path / "z.npy")], "z.npy cannot be read"),
+        (["--embeddings", str(tmp_path / "no.npy")], "got nothing at"),
+        (["--embeddings", "z.npy", "--arch", "resnet18"], "--arch must not be given with"),
+        (["--arch", "resnet18"], "--data must be given, or --embeddings"),
+        (["--arch", "resnet18", "--data", "digits", "--group-by", "y"], "--group-by must only be"),
+    ):
+        assert main(["measure", *words, "--output", str(tmp_path / "out")]) == 2
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert message in lines[-1]
+        assert len([line for line in lines if "error" in line]) == 1
