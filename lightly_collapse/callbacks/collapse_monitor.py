@@ -1,53 +1,64 @@
 """A Lightning callback that logs how many dimensions the layers of an encoder use."""
 
-import csv
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from matplotlib.figure import Figure
-from pytorch_lightning.loggers import Logger
-from pytorch_lightning.utilities import rank_zero_warn
-from torch import Tensor
 
+from lightly_collapse.callbacks._base import Callback
+from lightly_collapse.callbacks._figures import log_figure, spectrum_figures, takes_figures
 from lightly_collapse.functional.intrinsic_dimension import DEFAULT_LID_K
 from lightly_collapse.functional.spectrum import DEFAULT_RTOL
-from lightly_collapse.io.files import atomic_write
-from lightly_collapse.metrics import FeatureHooks, LayerMetrics
-from lightly_collapse.metrics.features import Positions, check_positions, find_layers
-from lightly_collapse.report.pages.plots import log_lines
+from lightly_collapse.metrics.channels import Channels, check_channels
+from lightly_collapse.metrics.features import Tokens, check_tokens
+from lightly_collapse.tracking import CollapseAlarm, CollapseTracker
+from lightly_collapse.tracking.collector import LayerCollector, LayerReading
+from lightly_collapse.tracking.table import ReadingsTable
+from lightly_collapse.tracking.tracker import line_of, report_alarm, scalars_of, write_row
 
 
-class CollapseMonitor(pl.Callback):
+class CollapseMonitor(Callback):
     """Logs collapse metrics of named layers every epoch, with no change to the user's module.
 
     Forward hooks collect what the layers give during validation or, where the trainer has no
     validation loop, during training (with the weights and the mode of each step). At the end of
     the epoch every metric is logged through the module under `collapse/<layer>/<metric>`, so that
     `EarlyStopping(monitor="collapse/backbone/rankme")` works; the spectra are drawn to loggers that
-    take figures (TensorBoard, Weights & Biases) and `collapse.csv` gets a row. Training goes on bit
-    by bit as without it.
+    take figures or images and `collapse.csv` gets a row. With `every_n_steps` a
+    `lightly_collapse.tracking.CollapseTracker` reads the training steps instead. Training goes on
+    bit by bit as without it, and neither a logger nor a layer that cannot be measured ends it.
 
     The metrics are those of `lightly_collapse.metrics.collapse_metrics` and, of a sample of the
     rows, `mlid` (the geometric mean of the local intrinsic dimensionality), `two_nn` and
-    `uniformity`. A metric that cannot be computed, say because every feature is zero, is logged as
-    nan with a warning. Rows that hold NaN or inf are left out and counted in `dropped`.
+    `uniformity`; `dimensions` is the width of the layer. A metric that cannot be computed, say
+    because every feature is zero, is logged as nan with a warning. Of a layer whose forward is
+    never called nothing is logged; the warning names the modules inside it that were. Rows that
+    hold NaN or inf are left out and counted in `dropped`.
+
+    For `pytorch_lightning.Trainer` and `lightning.pytorch.Trainer` alike.
 
     Args:
         layers: names of the layers, as in the LightningModule's `named_modules()`.
         every_n_epochs: measure in every n-th epoch, the first included.
-        positions: `mean` over the positions of a sample, or `all` of them as rows; see
-            `lightly_collapse.metrics.feature_rows`.
+        every_n_steps: measure every n-th optimizer step of training instead.
+        alarm: what is to be warned of; see `lightly_collapse.tracking.CollapseAlarm`.
+        tokens: which tokens of a sequence are rows; see `lightly_collapse.metrics.FeatureHooks`.
+            `auto` logs class token and patches as two layers, `<layer>.cls` and `<layer>.patch`.
+        channels: the axis of the channels, where it cannot be told from the layers.
+        prefix: number of prefix tokens, where it cannot be found.
         rtol: a dimension counts as collapsed below this times the largest singular value.
         lid_k: number of neighbours of `mlid`.
-        lid_size: number of rows sampled at most.
+        lid_size: number of rows sampled at most for `mlid`, `two_nn` and `uniformity`.
         dirpath: folder of `collapse.csv`; the trainer's log folder by default.
+
+    Attributes:
+        line: the last reading in a line, as `rank 143/512, mLID 11.2`.
 
     Raises:
         ValueError: if an argument is out of range; at the start of the fit if a layer does not
             exist.
+        lightly_collapse.tracking.CollapseError: if the alarm was told to raise.
 
     Examples:
         >>> monitor = CollapseMonitor(layers=("backbone", "projection_head"))
@@ -58,7 +69,11 @@ class CollapseMonitor(pl.Callback):
         self,
         layers: Sequence[str] = ("backbone",),
         every_n_epochs: int = 1,
-        positions: Positions = "mean",
+        every_n_steps: int | None = None,
+        alarm: CollapseAlarm | None = None,
+        tokens: Tokens = "auto",
+        channels: Channels = "auto",
+        prefix: int | None = None,
         rtol: float = DEFAULT_RTOL,
         lid_k: int = DEFAULT_LID_K,
         lid_size: int = 2000,
@@ -66,33 +81,73 @@ class CollapseMonitor(pl.Callback):
     ) -> None:
         if every_n_epochs < 1:
             raise ValueError(f"every_n_epochs must be at least 1, got {every_n_epochs}")
+        if every_n_steps is not None and every_n_steps < 1:
+            raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}")
         if isinstance(layers, str):
             layers = (layers,)
         if not layers:
             raise ValueError("layers must name at least one layer, got none")
-        check_positions(positions)
+        check_tokens(tokens)
+        check_channels(channels)
         self.layers = tuple(dict.fromkeys(layers))
         self.every_n_epochs = every_n_epochs
-        self.positions = positions
+        self.every_n_steps = every_n_steps
+        self.alarm = alarm
         self.dirpath = dirpath
-        self._probes = {name: LayerMetrics(rtol, lid_k, lid_size) for name in self.layers}
-        self._taps: FeatureHooks | None = None
-        self._active = False
-        self._rows: dict[int, dict[str, Any]] = {}
+        self.line = ""
+        self._settings: dict[str, Any] = {
+            "tokens": tokens,
+            "channels": channels,
+            "prefix": prefix,
+            "rtol": rtol,
+            "lid_k": lid_k,
+            "lid_size": lid_size,
+        }
+        self._collector: LayerCollector | None = None
+        self._tracker: CollapseTracker | None = None
+        self._table: ReadingsTable | None = None
+        self._failed_loggers: set[str] = set()
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Hook the layers."""
-        find_layers(pl_module, self.layers)
-        self._active = False
-        self._taps = FeatureHooks(pl_module, self.layers, self._take, self.positions)
+        folder = Path(self.dirpath or trainer.log_dir or trainer.default_root_dir)
+        writes = not getattr(trainer, "fast_dev_run", False)
+        if self.every_n_steps is not None:
+            self._tracker = CollapseTracker(
+                pl_module,
+                self.layers,
+                self.every_n_steps,
+                alarm=self.alarm,
+                dirpath=folder if writes else None,
+                **self._settings,
+            )
+            return
+        self._collector = LayerCollector(pl_module, self.layers, **self._settings)
+        self._table = ReadingsTable(folder / "collapse.csv", "epoch") if writes else None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Read what an earlier part of a resumed fit wrote; only now the epoch is known."""
-        self._rows = _read_csv(self._csv_path(trainer), trainer.current_epoch)
+        if self._table is not None:
+            self._table.resume(trainer.current_epoch)
+        if self._tracker is not None:
+            self._tracker.resume(trainer.global_step)
 
-    def _take(self, layer: str, rows: Tensor) -> None:
-        if self._active:
-            self._probes[layer].update(rows)
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any
+    ) -> None:
+        """Log what the tracker read, where it was due."""
+        if self._tracker is None:
+            return
+        # Manual optimization may take several steps a batch, gradient accumulation none.
+        while self._tracker.steps < trainer.global_step:
+            readings = self._tracker.step()
+            if readings is None:
+                continue
+            self.line = self._tracker.line
+            pl_module.log_dict(readings, on_step=True, on_epoch=False, logger=False)
+            for logger in trainer.loggers:  # now, not when Lightning's own interval comes round
+                logger.log_metrics(readings, step=self._tracker.steps)
+            self._draw(trainer, self._tracker.layer_readings, f"step {self._tracker.steps}")
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin to collect, where there is no validation loop."""
@@ -105,7 +160,7 @@ class CollapseMonitor(pl.Callback):
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin to collect; the sanity check before training is no epoch."""
-        if self._taps is not None and not trainer.sanity_checking:
+        if not trainer.sanity_checking:
             self._begin(trainer)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -113,94 +168,59 @@ class CollapseMonitor(pl.Callback):
         self._finish(trainer, pl_module)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take the hooks off."""
+        """Remove the hooks."""
         self._detach()
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """Take the hooks off."""
+        """Remove the hooks."""
         self._detach()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Take the hooks off."""
+        """Remove the hooks."""
         self._detach()
 
     def _detach(self) -> None:
-        self._active = False
-        if self._taps is not None:
-            self._taps.remove()
-            self._taps = None
+        if self._collector is not None:
+            self._collector.remove()
+            self._collector = None
+        if self._tracker is not None:
+            self._tracker.close()
+            self._tracker = None
 
     def _begin(self, trainer: pl.Trainer) -> None:
-        self._active = trainer.current_epoch % self.every_n_epochs == 0
-        for probe in self._probes.values():
-            probe.reset()
+        if self._collector is not None:
+            self._collector.active = trainer.current_epoch % self.every_n_epochs == 0
+            self._collector.reset()
 
     def _finish(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not self._active:
+        collector = self._collector
+        if collector is None or not collector.active:
             return
-        self._active = False
-        writes = trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False)
-        row: dict[str, Any] = {"epoch": trainer.current_epoch, "step": trainer.global_step}
-        for layer, probe in self._probes.items():
-            reading = probe.compute()
-            _warn(layer, reading.problems)
-            pl_module.log_dict(
-                {f"collapse/{layer}/{name}": value for name, value in reading.scalars.items()},
-                on_step=False,
-                on_epoch=True,
-                sync_dist=True,
-            )
-            row |= {f"{layer}/{name}": value for name, value in reading.scalars.items()}
-            if writes and reading.spectrum is not None:
-                fig = log_lines(
-                    {layer: (reading.spectrum / reading.spectrum[0]).tolist()},
-                    "singular value / largest",
-                    title=f"epoch {trainer.current_epoch}",
-                )
-                for logger in trainer.loggers:
-                    _log_figure(logger, f"collapse/{layer}/spectrum", fig, trainer.global_step)
-            probe.reset()
-        self._rows[trainer.current_epoch] = row
-        path = self._csv_path(trainer)  # asks all processes, so outside the condition
-        if writes:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write(path, _csv(list(self._rows.values())))
+        collector.active = False
+        layers = collector.compute()
+        collector.reset()
+        readings = scalars_of(layers)
+        self.line = line_of(layers)
+        pl_module.log_dict(readings, on_step=False, on_epoch=True, sync_dist=True)
+        self._draw(trainer, layers, f"epoch {trainer.current_epoch}")
+        if self._table is not None:
+            key = {"epoch": trainer.current_epoch, "step": trainer.global_step}
+            write_row(self._table, key, readings, collector)
+        report_alarm(self.alarm, trainer.global_step, readings, collector)
 
-    def _csv_path(self, trainer: pl.Trainer) -> Path:
-        folder = trainer.log_dir or trainer.default_root_dir
-        return Path(self.dirpath or folder) / "collapse.csv"
-
-
-def _warn(layer: str, problems: Mapping[str, str]) -> None:
-    for reason in dict.fromkeys(problems.values()):
-        names = ", ".join(name for name, other in problems.items() if other == reason)
-        rank_zero_warn(f"CollapseMonitor: {layer}: {names} cannot be computed: {reason}")
-
-
-def _log_figure(logger: Logger, name: str, fig: Figure, step: int) -> None:
-    """Hand the figure to a logger that takes one; others take numbers only."""
-    experiment: Any = getattr(logger, "experiment", None)
-    if hasattr(experiment, "add_figure"):  # TensorBoard
-        experiment.add_figure(name, fig, global_step=step)
-    elif hasattr(logger, "log_image"):  # Weights & Biases
-        logger.log_image(key=name, images=[fig], step=step)
-
-
-def _csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    buffer = io.StringIO(newline="")
-    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return buffer.getvalue().encode()
-
-
-def _read_csv(path: Path, before_epoch: int) -> dict[int, dict[str, Any]]:
-    """The rows of earlier epochs, where a fit is resumed in the same folder."""
-    if not before_epoch or not path.is_file():
-        return {}
-    with path.open(newline="") as file:
-        rows = [dict(row) for row in csv.DictReader(file) if (row.get("epoch") or "").isdigit()]
-    return {int(row["epoch"]): row for row in rows if int(row["epoch"]) < before_epoch}
+    def _draw(self, trainer: pl.Trainer, layers: dict[str, LayerReading], title: str) -> None:
+        loggers = [logger for logger in trainer.loggers if takes_figures(logger)]
+        if not loggers or not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
+            return
+        readings = {layer: found.reading for layer, found in layers.items()}
+        for layer, figure in spectrum_figures(readings, title).items():
+            for logger in loggers:
+                name = type(logger).__name__
+                try:
+                    log_figure(logger, f"collapse/{layer}/spectrum", figure, trainer.global_step)
+                except Exception as error:  # a picture is not worth a run
+                    if name not in self._failed_loggers:
+                        self._failed_loggers.add(name)
+                        pl.utilities.rank_zero_warn(f"{name} does not take the spectrum: {error}")

@@ -260,6 +260,9 @@ class AlphaReQ(_SpectrumMetric):
         '1.500'
     """
 
+    # A slower decay uses more dimensions; the paper's best is near 1.
+    higher_is_better = False
+
     def __init__(self, center: bool = True, nan_strategy: str = "error", **kwargs: Any) -> None:
         super().__init__(center, nan_strategy, **kwargs)
 

@@ -10,6 +10,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from lightly_collapse.functional.intrinsic_dimension import DEFAULT_LID_K
+from lightly_collapse.functional.spectrum import DEFAULT_RTOL
 from lightly_collapse.metrics import FeatureHooks, LayerMetrics, Reading
 from lightly_collapse.metrics.channels import Channels
 from lightly_collapse.metrics.features import Tokens, find_layers, silent_layers
@@ -63,8 +65,8 @@ class LayerCollector:
         tokens: Tokens = "auto",
         channels: Channels = "auto",
         prefix: int | None = None,
-        rtol: float = 1e-2,
-        lid_k: int = 20,
+        rtol: float = DEFAULT_RTOL,
+        lid_k: int = DEFAULT_LID_K,
         lid_size: int = 2000,
         max_rows: int | None = None,
         training_only: bool = False,

@@ -7,6 +7,8 @@ from types import TracebackType
 import torch.distributed as dist
 from torch import nn
 
+from lightly_collapse.functional.intrinsic_dimension import DEFAULT_LID_K
+from lightly_collapse.functional.spectrum import DEFAULT_RTOL
 from lightly_collapse.metrics.channels import Channels
 from lightly_collapse.metrics.features import Tokens
 from lightly_collapse.tracking.alarm import CollapseAlarm
@@ -77,8 +79,8 @@ class CollapseTracker:
         max_rows: int = 8192,
         channels: Channels = "auto",
         prefix: int | None = None,
-        rtol: float = 1e-2,
-        lid_k: int = 20,
+        rtol: float = DEFAULT_RTOL,
+        lid_k: int = DEFAULT_LID_K,
         lid_size: int = 2000,
         dirpath: str | Path | None = None,
         initial_step: int = 0,

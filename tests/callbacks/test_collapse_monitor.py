@@ -2,6 +2,8 @@
 
 import csv
 import math
+import subprocess
+import sys
 
 import pytest
 import pytorch_lightning as pl
@@ -14,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightly_collapse import functional
 from lightly_collapse.callbacks import CollapseMonitor
+from lightly_collapse.tracking import CollapseAlarm, CollapseError
 
 KEYS = {
     "rankme",
@@ -28,6 +31,8 @@ KEYS = {
     "two_nn",
     "uniformity",
     "lid_rows",
+    "lid_k",
+    "dimensions",
     "rows",
     "dropped",
 }
@@ -121,7 +126,7 @@ def test_scalars_and_a_row_an_epoch(tmp_path, module_class):
 
 def test_validation_values_are_those_of_the_trained_encoder(tmp_path):
     module = Validated()
-    trainer = fit(module, tmp_path, CollapseMonitor(positions="all"), val=loader(seed=1))
+    trainer = fit(module, tmp_path, CollapseMonitor(tokens="all"), val=loader(seed=1))
     with torch.no_grad():
         z = torch.cat([module.eval().backbone(x) for (x,) in loader(seed=1)])
     logged = {k.split("/")[-1]: float(v) for k, v in trainer.callback_metrics.items()}
@@ -146,7 +151,7 @@ def test_early_stopping_on_a_collapse_metric(tmp_path, module_class, monitor_fir
 @pytest.mark.parametrize("module_class", [Siamese, Validated])
 def test_training_is_bit_identical(tmp_path, module_class):
     states = []
-    for monitors in ([], [CollapseMonitor(("backbone", "projection_head"), positions="all")]):
+    for monitors in ([], [CollapseMonitor(("backbone", "projection_head"), tokens="all")]):
         pl.seed_everything(3, verbose=False)
         module = module_class()
         val = loader(seed=1) if module_class is Validated else None
@@ -221,7 +226,7 @@ def test_figures_go_to_loggers_that_take_them(tmp_path):
         ("collapse/backbone/spectrum", 3),
         ("collapse/backbone/spectrum", 6),
     ]
-    assert images.images[0][1][0].axes[0].get_yscale() == "log"
+    assert images.images[0][1][0].size[0] > 100  # a PIL image, which every logger of images takes
     events = events.EventAccumulator(board.log_dir)
     events.Reload()
     assert "collapse/backbone/spectrum" in events.Tags()["images"]
@@ -245,14 +250,138 @@ class Collapsed(Siamese):
 
 def test_what_cannot_be_measured_is_nan_with_a_warning(tmp_path):
     with pytest.warns(UserWarning, match="cannot be computed") as warned:
-        trainer = fit(
-            Collapsed(), tmp_path, CollapseMonitor(("dead", "unused"), lid_k=5), max_epochs=1
-        )
+        trainer = fit(Collapsed(), tmp_path, CollapseMonitor(("dead", "unused"), lid_k=5))
     messages = [str(w.message) for w in warned]
-    assert any("dead: rankme" in m and "all zero" in m for m in messages)
-    assert any("unused: rankme" in m and "no row was measured" in m for m in messages)
+    assert sum("dead: rankme" in m and "all zero" in m for m in messages) == 1  # of two epochs
+    assert any("forward of unused was never called" in m for m in messages)
     assert math.isnan(trainer.callback_metrics["collapse/dead/rankme"])
-    assert math.isnan(trainer.callback_metrics["collapse/unused/mlid"])
+    # Of what was never called there is nothing to log.
+    assert not any("unused" in name for name in trainer.callback_metrics)
+    assert not any("unused" in name for name in rows_of(tmp_path / "collapse.csv")[0])
+
+
+class Encoding(Siamese):
+    """Calls the parts of the backbone, as the examples of MAE and iBOT do."""
+
+    def training_step(self, batch, batch_idx):
+        x = batch[0]
+        for part in self.backbone:
+            x = part(x)
+        return self.projection_head(x).square().mean()
+
+
+def test_early_stopping_says_what_is_missing_where_forward_is_never_called(tmp_path):
+    stop = EarlyStopping("collapse/backbone/rankme", mode="max")
+    with (
+        pytest.warns(UserWarning, match=r"forward of backbone was never called; .*backbone\.0"),
+        pytest.raises(RuntimeError, match="`collapse/backbone/rankme` which is not avail"),
+    ):
+        fit(Encoding(), tmp_path, CollapseMonitor(lid_k=5), stop)
+    stop = EarlyStopping("collapse/backbone/rankme", mode="max", strict=False)
+    with pytest.warns(UserWarning, match="never called"):
+        trainer = fit(Encoding(), tmp_path, CollapseMonitor(lid_k=5), stop)
+    assert trainer.current_epoch == 2
+
+
+def test_readings_by_steps(tmp_path):
+    board = Numbers()
+    monitor = CollapseMonitor(("backbone", "projection_head"), every_n_steps=2, lid_k=5)
+    trainer = fit(Siamese(), tmp_path, monitor, logger=[board])
+    assert [step for step, _ in board.logged] == [2, 4, 6]
+    logged = board.logged[-1][1]
+    assert logged["collapse/backbone/rows"] == 128  # two steps of two views of 32
+    assert "collapse/backbone/rankme" in trainer.callback_metrics
+    assert [row["step"] for row in rows_of(tmp_path / "collapse.csv")] == ["2", "4", "6"]
+    assert monitor.line.startswith("backbone: rank ")
+    accumulated = Numbers()
+    fit(
+        Siamese(),
+        tmp_path,
+        CollapseMonitor(every_n_steps=1, lid_k=5),
+        logger=[accumulated],
+        accumulate_grad_batches=3,
+    )
+    assert [step for step, _ in accumulated.logged] == [1, 2]  # optimizer steps, not batches
+    assert accumulated.logged[0][1]["collapse/backbone/rows"] == 192
+
+
+class Numbers(Logger):
+    """Keeps what the monitor logs."""
+
+    name = "numbers"
+    version = 0
+    save_dir = None
+
+    def __init__(self):
+        super().__init__()
+        self.logged = []
+
+    def log_metrics(self, metrics, step=None):
+        if any(name.startswith("collapse/") for name in metrics):
+            self.logged.append((step, metrics))
+
+    def log_hyperparams(self, *args, **kwargs):
+        pass
+
+
+class Picky(Images):
+    """As a logger that wants another type of image."""
+
+    def log_image(self, image, key, **kwargs):
+        raise TypeError("expected an array")
+
+
+class Experiment:
+    def __init__(self):
+        self.figures = []
+
+    def log_figure(self, run_id, figure, artifact_file):
+        self.figures.append((run_id, artifact_file))
+
+
+class MLflowLike(Images):
+    """As Lightning's MLFlowLogger: no log_image, an experiment and the id of its run."""
+
+    log_image = property()
+    run_id = "run"
+
+    def __init__(self):
+        super().__init__()
+        self.client = Experiment()
+
+    @property
+    def experiment(self):
+        return self.client
+
+
+def test_no_logger_ends_a_run(tmp_path):
+    mlflow = MLflowLike()
+    with pytest.warns(UserWarning, match="Picky does not take the spectrum: expected") as warned:
+        trainer = fit(Siamese(), tmp_path, CollapseMonitor(lid_k=5), logger=[Picky(), mlflow])
+    assert trainer.current_epoch == 2
+    assert sum("Picky" in str(w.message) for w in warned) == 1
+    assert mlflow.client.figures == [
+        ("run", "collapse/backbone/spectrum/3.png"),
+        ("run", "collapse/backbone/spectrum/6.png"),
+    ]
+
+
+def test_the_alarm(tmp_path):
+    alarm = CollapseAlarm(raise_on_alarm=True)
+    with pytest.raises(CollapseError, match="dead has collapsed"), pytest.warns(match="cannot"):
+        fit(Collapsed(), tmp_path, CollapseMonitor(("dead",), lid_k=5, alarm=alarm))
+    module = Collapsed()
+    with pytest.warns(UserWarning, match="dead has collapsed: all rows are equal"):
+        fit(module, tmp_path, CollapseMonitor("dead", lid_k=5, alarm=CollapseAlarm()))
+    assert not hooks_of(module)
+
+
+def test_no_page_is_loaded_before_a_figure_is_drawn():
+    code = "import sys, lightly_collapse.callbacks; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    # Lightning and torchmetrics load rich, jinja2 and matplotlib themselves where they can.
+    assert "lightly_collapse.tracking" in done.stdout.split()
+    assert "lightly_collapse.report" not in done.stdout
 
 
 def test_bad_arguments(tmp_path):
@@ -261,7 +390,7 @@ def test_bad_arguments(tmp_path):
     with pytest.raises(
         ValueError, match="tokens must be one of auto, cls, patch, mean, all, got 'some'"
     ):
-        CollapseMonitor(positions="some")
+        CollapseMonitor(tokens="some")
     with pytest.raises(ValueError, match="got 'backbon'; there are backbone"):
         fit(Siamese(), tmp_path, CollapseMonitor("backbon"))
     with pytest.raises(ValueError, match="at least one layer"):
