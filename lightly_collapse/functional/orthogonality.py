@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from lightly_collapse._checks import as_float, unit_rows
-from lightly_collapse.functional import _convolution
+from lightly_collapse.functional._convolution import gradient as conv_gradient
+from lightly_collapse.functional._convolution import shifts as conv_shifts
+from lightly_collapse.functional._convolution import value_and_overlaps
 from lightly_collapse.functional.gram import gram
 from lightly_collapse.functional.spectral_norm import track
 
@@ -267,7 +269,7 @@ def _convolutional(
     dilation: int | tuple[int, ...],
 ) -> Tensor:
     kernel = tuple(w.shape[2:])
-    shifts = _convolution.shifts(
+    shifts = conv_shifts(
         kernel,
         _one_each(stride, len(kernel), "stride"),
         _one_each(dilation, len(kernel), "dilation"),
@@ -296,7 +298,7 @@ _CLOSED_FORMS: dict[str, tuple[Callable[..., tuple[Tensor, Tensor]], Callable[..
     "so": (_so, _so_gradient),
     "dso": (_dso, _dso_gradient),
     "mc": (_mc, _mc_gradient),
-    "conv": (_convolution.value_and_overlaps, _convolution.gradient),
+    "conv": (value_and_overlaps, conv_gradient),
 }
 KINDS = ("so", "dso", "mc", "srip", "conv")
 
