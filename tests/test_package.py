@@ -3,7 +3,7 @@
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ ROOT = PACKAGE.parent
 
 # A part may import itself and what stands lower; parts on one level know nothing of each other.
 LEVEL = {
+    "_arguments": -1,
     "_checks": -1,
     "_distributed": -1,
     "_layers": -1,
@@ -57,6 +58,17 @@ def imports(path: Path) -> Iterator[str]:
                 yield from (f"lightly_collapse.{alias.name}" for alias in node.names)
             else:
                 yield ".".join(module)
+
+
+def imported_modules(path: Path, modules: Collection[str]) -> Iterator[str]:
+    """The modules of the package behind a file's imports: `from a import b` is a.b if a module."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and not node.level:
+            for alias in node.names:
+                names = (f"{node.module}.{alias.name}", str(node.module))
+                yield from [name for name in names if name in modules][:1]
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in modules)
 
 
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -91,12 +91,3 @@ def _allowed() -> list[Any]:
     # PyTorch takes a class under another name since 2.7.
     takes_names = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 7)
     return [*_PLAIN, *((scalar, n) if takes_names else scalar for n in _NUMPY_SCALARS)]
-
-
-def __getattr__(name: str) -> Any:
-    """Names that moved: report/command.py asks for them here until it calls `load_model`."""
-    if name not in ("Match", "create_backbone", "load_checkpoint"):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from lightly_collapse.io import models  # noqa: PLC0415
-
-    return getattr(models, name)

@@ -44,13 +44,38 @@ def digits_split(size: int = 16, test_share: float = 0.3, seed: int = 0) -> Digi
         >>> split.train_images.shape, split.test_images.shape
         (torch.Size([1257, 1, 16, 16]), torch.Size([540, 1, 16, 16]))
     """
-    digits = load_digits()
-    images = torch.from_numpy(digits.images).float().unsqueeze(1) / 16
-    images = torch.nn.functional.interpolate(
-        images, size=(size, size), mode="bilinear", align_corners=False
-    )
-    labels = torch.from_numpy(digits.target).long()
+    images, labels = digit_scans(size)
     train, test = train_test_split(
         torch.arange(len(labels)), test_size=test_share, stratify=labels, random_state=seed
     )
     return DigitsSplit(images[train], labels[train], images[test], labels[test])
+
+
+def digit_scans(size: int) -> tuple[Tensor, Tensor]:
+    """All digits, resized bilinearly from 8 x 8 pixels, and their labels.
+
+    Args:
+        size: height and width of the images, in pixels.
+
+    Returns:
+        (1797, 1, size, size) float32 in [0, 1], and (1797,) int64 in 0 .. 9.
+    """
+    digits = load_digits()
+    # Grey levels are counts of set pixels in 4 x 4 blocks, 0 to 16.
+    images = torch.from_numpy(digits.images).float().unsqueeze(1) / 16
+    images = torch.nn.functional.interpolate(
+        images, size=(size, size), mode="bilinear", align_corners=False
+    )
+    return images, torch.from_numpy(digits.target).long()
+
+
+def digit_colours(images: Tensor) -> Tensor:
+    """Grey images as bytes in three equal channels, as pretraining has them.
+
+    Args:
+        images: (n, 1, height, width) in [0, 1].
+
+    Returns:
+        (n, 3, height, width) uint8.
+    """
+    return (images * 255).round().to(torch.uint8).expand(-1, 3, -1, -1)

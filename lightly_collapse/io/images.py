@@ -1,19 +1,111 @@
-"""Images to measure on: a folder of files, or the digits that need no download."""
+"""Images: the files of a folder, the digits that need no download, and how they are normalised."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
-from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torchvision.transforms import v2
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from lightly_collapse._arguments import Count, ImageSize, Natural, validated
+from lightly_collapse.io.digits import digit_colours, digit_scans
+
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
+_Colour = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """What is subtracted from the channels of images in [0, 1], and what they are divided by.
+
+    Attributes:
+        mean: of red, green and blue.
+        std: of red, green and blue.
+    """
+
+    mean: _Colour
+    std: _Colour
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Normalise images.
+
+        Args:
+            images: (..., 3, height, width) in [0, 1].
+        """
+        mean, std = (images.new_tensor(c)[:, None, None] for c in (self.mean, self.std))
+        return (images - mean) / std
+
+
+IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+CIFAR = Normalization((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+DIGITS = Normalization((0.305, 0.305, 0.305), (0.33, 0.33, 0.33))
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How images become a model's input.
+
+    Attributes:
+        image_size: height and width, in pixels.
+        normalization: of the colours.
+        reason: where these come from, in a few words.
+        held_out: the held-out images of the pretraining, prepared; None where they are not known.
+    """
+
+    image_size: int
+    normalization: Normalization
+    reason: str
+    held_out: Callable[[], Any] | None = None
+
+
+class ImageFiles(Dataset[Image.Image]):
+    """The images in a folder and its subfolders, decoded as RGB when they are asked for.
+
+    Args:
+        folder: searched for jpg, png, bmp, gif, tiff, webp, ppm and pgm files.
+
+    Attributes:
+        paths: of the files, sorted.
+
+    Raises:
+        ValueError: if the folder holds no image.
+        OSError: if it is no folder.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        if not Path(folder).is_dir():
+            raise NotADirectoryError(f"data must be `digits` or a folder of images, got {folder}")
+        self.paths = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in _SUFFIXES)
+        if not self.paths:
+            raise ValueError(
+                f"data must hold images ({', '.join(sorted(_SUFFIXES))}), got none in {folder}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        """The image of that number.
+
+        Raises:
+            UnreadableImageError: if it cannot be decoded.
+        """
+        path = self.paths[index]
+        try:
+            with Image.open(path) as image:
+                return image.convert("RGB")
+        # What Pillow raises on damaged files of its many formats.
+        except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+            raise UnreadableImageError(f"{path}: {' '.join(str(error).split())}") from error
+
+
+class UnreadableImageError(ValueError):
+    """An image file cannot be decoded; the message names it and the reason."""
 
 
 class ImageFolderLoader:
@@ -23,13 +115,12 @@ class ImageFolderLoader:
     normalised.
 
     Args:
-        folder: searched for jpg, png, bmp, gif, tiff, webp and ppm files.
+        folder: as for `ImageFiles`.
         size: height and width of the images, in pixels.
         batch_size: images a batch.
         workers: processes that read.
         limit: take a seeded random choice of at most this many images.
-        mean: subtracted from the three channels in [0, 1].
-        std: the three channels are then divided by.
+        normalization: of the colours.
         seed: of the choice.
 
     Attributes:
@@ -40,32 +131,24 @@ class ImageFolderLoader:
         OSError: if it is no folder that can be read.
     """
 
+    @validated
     def __init__(
         self,
         folder: str | os.PathLike[str],
-        size: int = 224,
-        batch_size: int = 64,
-        workers: int = 0,
-        limit: int | None = None,
-        mean: Sequence[float] = IMAGENET_MEAN,
-        std: Sequence[float] = IMAGENET_STD,
+        size: ImageSize = 224,
+        batch_size: Count = 64,
+        workers: Natural = 0,
+        limit: Count | None = None,
+        normalization: Normalization = IMAGENET,
         seed: int = 0,
     ) -> None:
-        _check_positive(size=size, batch_size=batch_size, limit=limit)
-        folder = Path(folder)
-        if not folder.is_dir():
-            raise NotADirectoryError(f"data must be a folder of images, got {folder}")
-        paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES)
-        if not paths:
-            raise ValueError(
-                f"data must hold images ({', '.join(sorted(_SUFFIXES))}), got none in {folder}"
-            )
-        if limit is not None and limit < len(paths):
-            order = torch.randperm(len(paths), generator=torch.Generator().manual_seed(seed))
-            paths = [paths[i] for i in sorted(order[:limit].tolist())]
+        files = ImageFiles(folder)
+        if limit is not None and limit < len(files):
+            order = torch.randperm(len(files), generator=torch.Generator().manual_seed(seed))
+            files.paths = [files.paths[i] for i in sorted(order[:limit].tolist())]
         self.unreadable: list[str] = []
         self._loader = DataLoader(
-            _Files(paths, size, mean, std),
+            _Prepared(files, size, normalization),
             batch_size=batch_size,
             num_workers=workers,
             collate_fn=_collate,
@@ -87,33 +170,27 @@ class ImageFolderLoader:
 _Sample = tuple[Tensor | None, str]
 
 
-class _Files(Dataset[_Sample]):
-    def __init__(
-        self, paths: Sequence[Path], size: int, mean: Sequence[float], std: Sequence[float]
-    ) -> None:
-        self._paths = paths
+class _Prepared(Dataset[_Sample]):
+    def __init__(self, files: ImageFiles, size: int, normalization: Normalization) -> None:
+        self._files = files
         self._transform = v2.Compose(
             [
                 v2.ToImage(),
                 v2.Resize(size, antialias=True),
                 v2.CenterCrop(size),
                 v2.ToDtype(torch.float32, scale=True),
-                v2.Normalize(list(mean), list(std)),
+                normalization,
             ]
         )
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self._files)
 
     def __getitem__(self, index: int) -> _Sample:
-        path = self._paths[index]
         try:
-            with Image.open(path) as image:
-                rgb = image.convert("RGB")
-        # What Pillow raises on damaged files of its many formats.
-        except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-            return None, f"{path}: {' '.join(str(error).split())}"
-        return self._transform(rgb), ""
+            return self._transform(self._files[index]), ""
+        except UnreadableImageError as error:
+            return None, str(error)
 
 
 def _collate(samples: list[_Sample]) -> tuple[Tensor | None, list[str]]:
@@ -121,8 +198,12 @@ def _collate(samples: list[_Sample]) -> tuple[Tensor | None, list[str]]:
     return torch.stack(images) if images else None, [reason for _, reason in samples if reason]
 
 
+@validated
 def digits_loader(
-    size: int = 32, batch_size: int = 64, limit: int | None = None
+    size: ImageSize = 32,
+    batch_size: Count = 64,
+    limit: Count | None = None,
+    normalization: Normalization = DIGITS,
 ) -> DataLoader[tuple[Tensor, ...]]:
     """Batches of scikit-learn's 1,797 handwritten digits, grey in three channels, normalised.
 
@@ -130,6 +211,7 @@ def digits_loader(
         size: height and width they are resized to, in pixels.
         batch_size: images a batch.
         limit: take the first of them only.
+        normalization: of the colours.
 
     Returns:
         A loader of one-element batches.
@@ -142,16 +224,28 @@ def digits_loader(
         >>> images.shape
         torch.Size([8, 3, 32, 32])
     """
-    _check_positive(size=size, batch_size=batch_size, limit=limit)
-    grey = torch.from_numpy(load_digits().images).float()[:limit, None] / 16
-    images = torch.nn.functional.interpolate(grey, size=(size, size), mode="bilinear")
-    rgb = v2.functional.normalize(
-        images.expand(-1, 3, -1, -1), list(IMAGENET_MEAN), list(IMAGENET_STD)
-    )
-    return DataLoader(TensorDataset(rgb), batch_size=batch_size)
+    images = digit_colours(digit_scans(size)[0][:limit])
+    return DataLoader(TensorDataset(normalization(images.float() / 255)), batch_size=batch_size)
 
 
-def _check_positive(**values: int | None) -> None:
-    for name, value in values.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+def load_images(data: str) -> Sequence[Image.Image] | ImageFiles:
+    """The images behind `--data`, undecoded or small.
+
+    Args:
+        data: `digits` for scikit-learn's scans of 8 x 8 pixels in grey, or a folder.
+
+    Returns:
+        A map-style dataset of images.
+
+    Raises:
+        ValueError: as `ImageFiles`.
+        OSError: as `ImageFiles`.
+
+    Examples:
+        >>> load_images("digits")[0].size
+        (8, 8)
+    """
+    if data != "digits":
+        return ImageFiles(data)
+    scans = digit_scans(8)[0] * 255
+    return [v2.functional.to_pil_image(scan) for scan in scans.to(torch.uint8)]

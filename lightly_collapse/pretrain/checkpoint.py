@@ -7,12 +7,10 @@ from typing import Any
 
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
-from torch import nn
 
 from lightly_collapse.io.backbones import BackboneSettings
 from lightly_collapse.io.checkpoints import read_checkpoint
 from lightly_collapse.io.files import atomic_write
-from lightly_collapse.io.models import load_model
 from lightly_collapse.io.weights import weights_of
 
 _Path = str | os.PathLike[str]
@@ -56,11 +54,3 @@ def check_checkpoint(path: _Path, method: str, backbone: BackboneSettings) -> No
     ]
     if different:
         raise ValueError(f"checkpoint {path} has another backbone: {', '.join(different)}")
-
-
-def load_backbone(path: _Path) -> tuple[nn.Module, dict[str, Any]]:
-    """The backbone of a checkpoint of `pretrain` without gradients, and what is known of it."""
-    loaded = load_model(None, path)
-    if loaded.pretrained is None:
-        raise ValueError(f"checkpoint {path} was not written by lightly-collapse pretrain")
-    return loaded.model.requires_grad_(False), asdict(loaded.pretrained)

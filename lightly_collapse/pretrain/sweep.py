@@ -1,6 +1,7 @@
 """The `sweep` command: methods x regularizers x seeds, one cell after another, resumable."""
 
 import json
+import os
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,13 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from lightly_collapse._arguments import (
+    InputFile,
+    OutputFolder,
+    PositiveFloat,
+    Seed,
+    validated,
+)
 from lightly_collapse.io.files import atomic_write, check_writable_folder
 from lightly_collapse.pretrain.command import pretrain
 from lightly_collapse.pretrain.configs import load_config, merge
@@ -62,24 +70,26 @@ class Cell:
         return "-".join(word.replace(" ", "_") for word in words if word)
 
 
+@validated
 def sweep(
-    path: str | Path,
-    output: str | Path,
+    path: InputFile,
+    output: OutputFolder = "sweep-output",
     overrides: Sequence[str] = (),
-    seeds: Sequence[int] | None = None,
-    minutes: float | None = None,
+    seeds: Sequence[Seed] | None = None,
+    minutes: PositiveFloat | None = None,
 ) -> list[dict[str, Any]]:
-    """Run every cell that has not been finished, and write table and page of all that have.
+    """Pretrain methods x regularizers x seeds, resumable, and compare them on one page.
 
-    A cell that was killed goes on from its last checkpoint. A cell whose training diverges is
-    recorded as such, and the sweep goes on.
+    Runs every cell that is not finished. One that was killed is resumed from its last checkpoint. A
+    cell whose training diverges is recorded as such, and the sweep continues.
 
     Args:
-        path: the sweep file; see `read_sweep`.
-        output: folder with a folder a cell, `results.json`, `table.md`, `report.html` and figures.
-        overrides: `KEY=VALUE` settings of every cell, such as `data.root=/images`.
+        path: the sweep file, YAML; see `read_sweep`.
+        output: folder to write to, with one folder for each cell, `results.json`, `table.md`,
+            `report.html` and figures; made if missing.
+        overrides: KEY=VALUE settings of every run, such as data.root=/images.
         seeds: instead of the file's.
-        minutes: begin no further cell after as many; None for no limit.
+        minutes: start no further cell after so many; the same command resumes the sweep.
 
     Returns:
         The record of every finished cell.
@@ -113,7 +123,7 @@ def sweep(
     return results
 
 
-def read_sweep(path: str | Path, seeds: Sequence[int] | None = None) -> list[Cell]:
+def read_sweep(path: str | os.PathLike[str], seeds: Sequence[int] | None = None) -> list[Cell]:
     """The cells of a sweep file.
 
     The file holds `seeds`; `bases`, configuration files of every cell, relative to itself;

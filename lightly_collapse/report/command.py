@@ -7,13 +7,30 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from torch.utils.data import DataLoader
+from torch import nn
 
+from lightly_collapse._arguments import (
+    AtLeastTwo,
+    Checkpoint,
+    Count,
+    Device,
+    ImageData,
+    ImageSize,
+    InputFile,
+    Natural,
+    OutputFolder,
+    Seed,
+    Share,
+    validated,
+)
 from lightly_collapse.functional.intrinsic_dimension import DEFAULT_LID_K
 from lightly_collapse.functional.spectrum import DEFAULT_RTOL
-from lightly_collapse.io.checkpoints import Match, create_backbone, load_checkpoint
+from lightly_collapse.io.devices import find_device
 from lightly_collapse.io.files import atomic_write, check_writable_folder
-from lightly_collapse.io.images import ImageFolderLoader, digits_loader
+from lightly_collapse.io.images import ImageFolderLoader, Preparation, digits_loader
+from lightly_collapse.io.memory import require_memory
+from lightly_collapse.io.models import load_model
+from lightly_collapse.io.preparation import published_preparation
 from lightly_collapse.metrics.features import Positions
 from lightly_collapse.report.collapse_report import CollapseReport
 from lightly_collapse.report.compare import compare
@@ -23,86 +40,118 @@ from lightly_collapse.report.pages.figures import to_png
 _NAMES_SHOWN = 5
 
 
+@validated
 def measure_command(
-    arch: str,
-    data: str,
-    checkpoint: Path | None = None,
-    output: Path = Path("collapse-measure"),
+    arch: str | None = None,
+    data: ImageData | None = None,
+    checkpoint: Checkpoint | None = None,
+    prefix: str | None = None,
     layers: Sequence[str] | None = None,
     positions: Positions = "mean",
-    rtol: float = DEFAULT_RTOL,
-    lid_k: int = DEFAULT_LID_K,
-    image_size: int | None = None,
-    batch_size: int = 64,
-    workers: int = 0,
-    limit: int | None = None,
-    device: str = "auto",
-    seed: int = 0,
+    rtol: Share = DEFAULT_RTOL,
+    lid_k: AtLeastTwo = DEFAULT_LID_K,
+    image_size: ImageSize | None = None,
+    batch_size: Count = 64,
+    workers: Natural = 0,
+    limit: Count | None = None,
+    device: Device = "auto",
+    seed: Seed = 0,
     name: str | None = None,
+    output: OutputFolder = "collapse-measure",
+    pretraining: Preparation | None = None,
 ) -> CollapseReport:
-    """Measure a backbone on images and write `measure.json`, `measure.html` and `spectrum.png`.
+    """Measure the collapse of a backbone on images, or of `--embeddings` in files.
+
+    Writes `measure.json`, `measure.html` and `spectrum.png`.
 
     Args:
-        arch: name of a torchvision or timm model.
-        data: folder of images, or `digits`.
-        checkpoint: the weights; random ones where none is given.
-        output: folder to write to; made if it is not there.
-        layers: further layers to measure; the model's stages by default.
-        positions: `mean` or `all`; see `measure`.
-        rtol: see `measure`.
-        lid_k: see `measure`.
-        image_size: height and width in pixels; 224 by default, 32 for the digits.
+        arch: a model of torchvision or timm, such as resnet50; not needed where the checkpoint says
+            what it is.
+        data: folder of images, or `digits`; the held-out images of the pretraining by default,
+            where config.yaml is beside the checkpoint.
+        checkpoint: the weights, in any common format; random ones by default.
+        prefix: of the network's names in the checkpoint, such as teacher.
+        layers: layers to measure beside the output; the model's stages by default.
+        positions: average feature maps over their positions (mean) or take all as rows (all).
+        rtol: a dimension below this times the largest singular value counts as collapsed.
+        lid_k: neighbours of the local intrinsic dimensionality.
+        image_size: height and width in pixels; by default the model's, in the pretraining or as
+            published, and 32 for digits and a model that takes any.
         batch_size: images a batch.
         workers: processes that read images.
-        limit: measure at most this many images.
-        device: `auto`, or a name torch knows.
+        limit: measure at most so many images.
+        device: auto, cpu, cuda, cuda:N or mps.
         seed: of random weights and choices.
-        name: what the model is called; the checkpoint's or the model's name by default.
+        name: of the model in tables and figures; that of the checkpoint or the model by default.
+        output: folder to write to; made if missing.
+        pretraining: how the images of the checkpoint's pretraining were prepared, where known.
 
     Returns:
         The report.
 
     Raises:
-        ValueError: if an argument is out of range, a name is unknown, the checkpoint fits nothing
+        ValueError: if an argument is out of range, a name is unknown, the checkpoint does not fit
             or no image can be read.
         OSError: if a file cannot be read or written.
     """
+    if arch is None and checkpoint is None:
+        raise ValueError("give --arch, --checkpoint or both, to say what is measured")
+    if data is None and checkpoint is None:
+        raise ValueError("give --data, a folder of images or `digits`")
+    target = find_device(device)
     folder = check_writable_folder(output)
     torch.manual_seed(seed)
-    model = create_backbone(arch)
-    match = None if checkpoint is None else load_checkpoint(model, checkpoint)
-    size = image_size or (32 if data == "digits" else 224)
-    loader: ImageFolderLoader | DataLoader[Any]
-    if data == "digits":
-        loader = digits_loader(size, batch_size, limit)
-    else:
-        loader = ImageFolderLoader(data, size, batch_size, workers, limit=limit, seed=seed)
+    loaded = load_model(arch, checkpoint, prefix=prefix)
+    if loaded.pretrained is None:
+        pretraining = None
+    how = pretraining or published_preparation(loaded, small=data == "digits")
+    if image_size is not None:
+        how = replace(how, image_size=image_size, reason="image_size as given")
+    require_memory(
+        2 * 4 * 3 * batch_size * how.image_size**2,
+        f"image_size {how.image_size} and batch_size {batch_size}",
+    )
+    _check_size(loaded.model, how.image_size, loaded.image_size)
+    loader = _loader(data, how, batch_size, workers, limit, seed)
     try:
         report = measure(
-            model,
+            loaded.model,
             loader,
             layers,
             positions=positions,
             rtol=rtol,
             lid_k=lid_k,
             seed=seed,
-            device=_device(device),
-            name=name or (checkpoint.stem if checkpoint else f"{arch}, random weights"),
+            device=target,
+            name=name or (Path(checkpoint).stem if checkpoint else f"{arch}, random weights"),
             progress=True,
         )
     except EmptyDataError as error:
         unreadable = getattr(loader, "unreadable", [])
-        if unreadable:
-            raise ValueError(
-                f"data must hold an image that can be read, got {len(unreadable)} that cannot, "
-                f"such as {unreadable[0]}"
-            ) from error
-        raise
+        if not unreadable:
+            raise
+        raise ValueError(
+            f"data must hold an image that can be read, got {len(unreadable)} that cannot, "
+            f"such as {unreadable[0]}"
+        ) from error
     report = replace(
         report,
-        source={"model": arch, "checkpoint": str(checkpoint or "none"), "data": data},
-        settings=report.settings | {"image_size": size},
-        notes=[*_match_notes(match), *_unreadable_notes(getattr(loader, "unreadable", []))],
+        source={
+            "model": loaded.arch,
+            "checkpoint": str(checkpoint or "none"),
+            "data": data or "held-out images of the pretraining",
+        },
+        settings=report.settings
+        | {
+            "image_size": how.image_size,
+            "mean": list(how.normalization.mean),
+            "std": list(how.normalization.std),
+        },
+        notes=[
+            *loaded.notes,
+            f"Images of {how.image_size} x {how.image_size} pixels ({how.reason}).",
+            *_unreadable_notes(getattr(loader, "unreadable", [])),
+        ],
     )
     report.save(folder / "measure.json")
     report.to_html(folder / "measure.html")
@@ -115,12 +164,50 @@ def measure_command(
     return report
 
 
-def compare_command(reports: Sequence[Path], output: Path = Path("collapse-compare")) -> None:
-    """Overlay reports and write `compare.html` and `spectrum.png`.
+def _loader(
+    data: str | None, how: Preparation, batch_size: int, workers: int, limit: int | None, seed: int
+) -> Any:
+    if data is None:
+        if how.held_out is None:
+            raise ValueError(
+                "give --data, a folder of images or `digits`: there is no config.yaml of a "
+                "pretraining beside the checkpoint"
+            )
+        if limit is not None:
+            raise ValueError("limit has no effect without --data, on the pretraining's images")
+        return how.held_out()
+    if data == "digits":
+        return digits_loader(how.image_size, batch_size, limit, how.normalization)
+    return ImageFolderLoader(
+        data, how.image_size, batch_size, workers, limit, how.normalization, seed
+    )
+
+
+def _check_size(model: nn.Module, size: int, own: int | None) -> None:
+    """Raise unless the model takes images of this size."""
+    if own is not None and size != own:
+        raise ValueError(f"image_size must be {own} for this model, got {size}")
+    try:
+        with torch.no_grad():
+            model(torch.zeros(1, 3, size, size))
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"image_size: the model does not take images of {size} pixels ({reason}); give another"
+        ) from error
+
+
+@validated
+def compare_command(
+    reports: Sequence[InputFile], output: OutputFolder = "collapse-compare"
+) -> None:
+    """Overlay what measure found of several backbones.
+
+    Writes `compare.html` and `spectrum.png`.
 
     Args:
-        reports: files that `measure` wrote.
-        output: folder to write to; made if it is not there.
+        reports: two or more measure.json.
+        output: folder to write to; made if missing.
 
     Raises:
         ValueError: as `compare`.
@@ -135,40 +222,10 @@ def compare_command(reports: Sequence[Path], output: Path = Path("collapse-compa
     console.print(f"Wrote compare.html and spectrum.png to {folder}", markup=False)
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"device must be auto or one that torch knows, got {name!r}") from error
-
-
-def _match_notes(match: Match | None) -> list[str]:
-    if match is None:
-        return ["No checkpoint was given: the weights are random."]
-    where = f"under the prefix {match.prefix!r}" if match.prefix else "without a prefix"
-    notes = [f"{match.loaded} tensors of the checkpoint were loaded, found {where}."]
-    random = [*match.missing, *(f"{n} (another shape)" for n in match.mismatched)]
-    if random:
-        notes.append(
-            f"{len(random)} tensors of the model are not in the checkpoint and stay random, so the "
-            f"numbers are not those of the trained model: {_list(random)}."
-        )
-    if match.unused:
-        notes.append(
-            f"{len(match.unused)} tensors of the checkpoint were not used: {_list(match.unused)}."
-        )
-    return notes
-
-
 def _unreadable_notes(unreadable: Sequence[str]) -> list[str]:
     if not unreadable:
         return []
     images = "image" if len(unreadable) == 1 else "images"
-    return [f"{len(unreadable)} {images} could not be read and were left out: {_list(unreadable)}."]
-
-
-def _list(names: Sequence[str]) -> str:
-    more = len(names) - _NAMES_SHOWN
-    return ", ".join(names[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
+    more = len(unreadable) - _NAMES_SHOWN
+    names = ", ".join(unreadable[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
+    return [f"{len(unreadable)} {images} could not be read and were left out: {names}."]

@@ -1,9 +1,8 @@
 """What `lightly-collapse measure --embeddings` does."""
 
-from pathlib import Path
-
 from rich.console import Console
 
+from lightly_collapse._arguments import AtLeastTwo, OutputFolder, Seed, Share, validated
 from lightly_collapse.functional.intrinsic_dimension import DEFAULT_LID_K
 from lightly_collapse.functional.spectrum import DEFAULT_RTOL
 from lightly_collapse.io.files import atomic_write, check_writable_folder
@@ -12,6 +11,7 @@ from lightly_collapse.report.embeddings import Engine, Neighbors, measure_embedd
 from lightly_collapse.report.pages.figures import to_png
 
 
+@validated
 def embeddings_command(
     embeddings: str,
     column: str | None = None,
@@ -20,25 +20,28 @@ def embeddings_command(
     neighbors: Neighbors = "sample",
     engine: Engine = "local",
     address: str | None = None,
-    output: Path = Path("collapse-measure"),
-    rtol: float = DEFAULT_RTOL,
-    lid_k: int = DEFAULT_LID_K,
-    seed: int = 0,
+    output: OutputFolder = "collapse-measure",
+    rtol: Share = DEFAULT_RTOL,
+    lid_k: AtLeastTwo = DEFAULT_LID_K,
+    seed: Seed = 0,
     name: str | None = None,
 ) -> CollapseReport:
-    """Measure embeddings and write `measure.json`, `measure.html` and `spectrum.png`.
+    """Measure the collapse of embeddings in files: numbers, figures and a page.
+
+    Writes `measure.json`, `measure.html` and `spectrum.png`; see `measure_embeddings`.
 
     Args:
-        embeddings: path, folder, glob or URL of files.
-        column: see `measure_embeddings`.
-        labels_column: see `measure_embeddings`.
-        group_by: see `measure_embeddings`.
-        neighbors: see `measure_embeddings`.
-        engine: see `measure_embeddings`.
-        address: see `measure_embeddings`.
-        output: folder to write to; made if needed.
-        rtol: see `measure_embeddings`.
-        lid_k: see `measure_embeddings`.
+        embeddings: path, folder, glob or URL of .npy, .npz, .pt, .safetensors, .parquet, .zarr,
+            .lance or .tar (WebDataset) files.
+        column: of the embeddings, where it is not the only one.
+        labels_column: of classes, for kNN and linear accuracy.
+        group_by: a column; each of its groups is measured by itself too.
+        neighbors: rows in which mLID's neighbours are sought; all takes a second pass.
+        engine: local, or ray for a job of Ray Data.
+        address: of the Ray cluster.
+        output: folder to write to; made if missing.
+        rtol: a dimension below this times the largest singular value counts as collapsed.
+        lid_k: neighbours of the local intrinsic dimensionality.
         seed: of the sample.
         name: of the embeddings in tables and figures; the source's by default.
 

@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from lightly_collapse.report.records import LayerRecord, WeightRecord, finite, r
 _OUTPUT, _EMBEDDING = "output", "embedding"
 _MOST_STAGES = 24
 _IMAGE_KEYS = ("pixel_values", "image", "images")
+Classifier = Literal["knn", "linear"]
 _KNN = {"k": 20, "temperature": 0.1}
 
 
@@ -33,6 +34,7 @@ def measure(
     layers: Sequence[str] | None = None,
     *,
     train_dataloader: Iterable[Any] | None = None,
+    classifiers: Sequence[Classifier] = ("knn", "linear"),
     head: Callable[[Tensor], Tensor] | None = None,
     positions: Positions = "mean",
     channels: int | Mapping[str, int] | None = None,
@@ -61,6 +63,7 @@ def measure(
         train_dataloader: labelled training images, as `(images, labels)`; `dataloader` must then
             give labels too, and the report has the accuracies of a kNN vote and of logistic
             regression on the frozen representation, trained on these and tested on those.
+        classifiers: which of the two.
         head: from representations to what the loss acts on, measured as the layer `embedding`.
         positions: `mean` over the positions of a sample, or `all` of them as rows.
         channels: the axis of the channels, 1 or -1, for all layers or by layer (`output` for the
@@ -124,14 +127,14 @@ def measure(
     try:
         with torch.no_grad():
             held_out = run.over(_bar(dataloader, progress), target, train_dataloader is not None)
-            accuracy = {}
+            accuracy: dict[str, float] = {}
             if train_dataloader is not None:
                 bank = run.labelled(train_dataloader, target)
-                accuracy = {
-                    "knn": knn_accuracy(*bank, *held_out, **_KNN),  # type: ignore[arg-type]
-                    "linear": linear_accuracy(*bank, *held_out),
-                }
-                settings |= {f"knn_{key}": value for key, value in _KNN.items()}
+                if "knn" in classifiers:
+                    accuracy["knn"] = knn_accuracy(*bank, *held_out, **_KNN)  # type: ignore[arg-type]
+                    settings |= {f"knn_{key}": value for key, value in _KNN.items()}
+                if "linear" in classifiers:
+                    accuracy["linear"] = linear_accuracy(*bank, *held_out)
     finally:
         for module, training in modes:
             module.training = training

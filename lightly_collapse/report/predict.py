@@ -2,55 +2,41 @@
 
 import json
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
-from PIL import Image
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from sklearn.datasets import load_digits
+from torch import Tensor
 
+from lightly_collapse._arguments import (
+    AtLeastTwo,
+    Checkpoint,
+    Count,
+    ImageData,
+    ImageSize,
+    Natural,
+    NonNegativeFloat,
+    OpenShare,
+    OutputFolder,
+    PositiveFloat,
+    Seed,
+    validated,
+)
+from lightly_collapse.functional.spectrum import DEFAULT_RTOL
 from lightly_collapse.io.files import atomic_write, check_writable_folder
+from lightly_collapse.io.images import IMAGENET, load_images
+from lightly_collapse.io.memory import require_memory
+from lightly_collapse.io.models import load_model
 from lightly_collapse.report.pages.predict import predict_page, spectrum_png
 from lightly_collapse.theory import CollapsePrediction, predict_collapse
 
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
+TransformName = Literal["simclr", "byol", "moco", "simsiam", "vicreg", "dino"]
+TRANSFORMS: tuple[TransformName, ...] = get_args(TransformName)
+"""The methods whose transforms of Lightly can be asked for by name."""
 
-
-class ImageFiles:
-    """The images under a folder, at any depth, as a map-style dataset of RGB images.
-
-    Args:
-        folder: where to look.
-
-    Raises:
-        ValueError: if there is no such folder or no image in it.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        if not folder.is_dir():
-            raise ValueError(f"data must be 'digits' or a folder of images, got {folder}")
-        self.paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES)
-        if not self.paths:
-            raise ValueError(
-                f"data must hold images ({', '.join(_SUFFIXES)}), found none under {folder}"
-            )
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> Image.Image:
-        """The image of that number, decoded."""
-        with Image.open(self.paths[index]) as image:
-            return image.convert("RGB")
-
-
-def load_images(data: str) -> Any:
-    """The images behind `--data`: `digits` for scikit-learn's, or a folder."""
-    if data == "digits":
-        return [Image.fromarray((scan * 15.9375).astype("uint8")) for scan in load_digits().images]
-    return ImageFiles(Path(data))
+_POOL = 8
 
 
 def _transforms() -> dict[str, Callable[[int], Any]]:
@@ -82,58 +68,89 @@ def _transforms() -> dict[str, Callable[[int], Any]]:
     }
 
 
-TRANSFORMS = ("simclr", "byol", "moco", "simsiam", "vicreg", "dino")
-"""Names for `--transform`."""
+@validated
+def named_transform(name: TransformName, size: ImageSize) -> Any:
+    """Lightly's transform of a method, without normalisation.
 
-
-def named_transform(name: str, size: int) -> Any:
-    """Lightly's transform of a method, for images of `size` pixels.
+    Args:
+        name: of the method.
+        size: height and width of the views, in pixels.
 
     Raises:
         ValueError: if the name is unknown or the size is not positive.
     """
-    if size < 1:
-        raise ValueError(f"size must be at least 1, got {size}")
-    if name not in TRANSFORMS:
-        raise ValueError(f"transform must be one of {', '.join(TRANSFORMS)}, got {name!r}")
     return _transforms()[name](size)
 
 
+@validated
 def predict(
-    data: str,
-    transform: str = "simclr",
+    data: ImageData,
+    transform: TransformName = "simclr",
     *,
-    size: int = 32,
-    output: Path = Path("collapse-prediction"),
-    training_steps: int = 0,
-    learning_rate: float = 1e-3,
-    temperature: float = 0.1,
+    size: ImageSize = 32,
+    images: AtLeastTwo = 1000,
+    views: AtLeastTwo = 8,
+    arch: str | None = None,
+    checkpoint: Checkpoint | None = None,
+    pool: Count | None = None,
+    width: Count | None = None,
+    weight_decay: NonNegativeFloat = 0.0,
+    rtol: OpenShare = DEFAULT_RTOL,
+    training_steps: Natural = 0,
+    learning_rate: PositiveFloat | None = None,
+    seed: Seed = 0,
+    output: OutputFolder = "collapse-prediction",
     console: Console | None = None,
-    **settings: Any,
 ) -> CollapsePrediction:
-    """Predict, print a table, and write `prediction.json`, `spectrum.png` and `report.html`.
+    """Predict from images and augmentations which dimensions will collapse, before training.
+
+    Prints a table and writes `prediction.json`, `spectrum.png` and `report.html`.
 
     Args:
         data: `digits`, or a folder of images.
-        transform: name of a method in Lightly, one of `TRANSFORMS`.
-        size: of the views in pixels.
-        output: folder for the files.
-        training_steps: also predict the spectrum after so many SGD steps of InfoNCE; 0 for not.
-        learning_rate: of those steps.
-        temperature: of their softmax.
+        transform: Lightly's of a method: simclr, byol, moco, simsiam, vicreg or dino.
+        size: height and width of the views, in pixels.
+        images: how many images are drawn at random; all where there are fewer.
+        views: how many views of each.
+        arch: predict for the features of this torchvision or timm model instead of pixels.
+        checkpoint: its weights; random ones without.
+        pool: without a model, features are pixels averaged to POOL x POOL; 8 by default.
+        width: dimensions of the embedding; those of the features by default.
+        weight_decay: factor of the squared weights, in the landscape's units.
+        rtol: a dimension counts as collapsed below this times the largest singular value.
+        training_steps: also predict the spectrum after so many SGD steps of InfoNCE.
+        learning_rate: of those steps; 1e-3 by default.
+        seed: of images, augmentations and intervals.
+        output: folder for the files; made if missing.
         console: where to print; standard output by default.
-        settings: of `predict_collapse`.
 
     Returns:
         The prediction.
 
     Raises:
-        ValueError: if an argument is out of its range or there are no images.
-        OSError: if an image cannot be read or a file not be written.
+        ValueError: if an argument is out of its range or without effect, there are no images, or
+            the checkpoint does not fit.
+        OSError: if a file cannot be read or written.
     """
+    if learning_rate is not None and not training_steps:
+        raise ValueError("learning_rate has an effect with training_steps only, got 0 of them")
+    side = min(pool or _POOL, size)
+    features, encoder = 3 * side**2, None
+    if arch is not None or checkpoint is not None:
+        if pool is not None:
+            raise ValueError("pool is for pixels and has no effect with arch or checkpoint")
+        features, encoder = _encoder(arch, checkpoint)
+    # Covariances, their eigenvectors and the landscape's weights, in float64.
+    require_memory(
+        8 * (4 * features**2 + 4 * features * (width or 0) + 100 * (width or 0)),
+        f"{features} features and width {width or features}",
+    )
     console = console or Console()
-    check_writable_folder(output)
-    images, views = load_images(data), named_transform(transform, size)
+    folder = check_writable_folder(output)
+    found: Any = load_images(data)
+    make_views = named_transform(transform, size)
+    if encoder is not None:
+        found = _Coloured(found)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
                TimeRemainingColumn())  # fmt: skip
     with Progress(*columns, console=console, transient=True) as bar:
@@ -144,27 +161,71 @@ def predict(
                 tasks[what] = bar.add_task(what, total=total)
             bar.update(tasks[what], completed=done)
 
-        prediction = predict_collapse(images, views, progress=progress, **settings)
-        record = {"data": data, "transform": transform, "size": size, **prediction.to_dict()}
+        prediction = predict_collapse(
+            found,
+            make_views,
+            encoder,
+            n_images=images,
+            n_views=views,
+            pool=side,
+            width=width,
+            weight_decay=weight_decay,
+            rtol=rtol,
+            seed=seed,
+            progress=progress,
+        )
+        record = {
+            "data": data,
+            "transform": transform,
+            "size": size,
+            "encoder": arch or (str(checkpoint) if checkpoint else f"pixels, {side} x {side}"),
+            **prediction.to_dict(),
+        }
         if training_steps:
+            settings: dict[str, Any] = {"learning_rate": learning_rate or 1e-3, "temperature": 0.1}
             run = prediction.after_training(
                 training_steps,
-                learning_rate,
-                temperature=temperature,
+                **settings,
                 progress=lambda done, total: progress("linear dynamics", done, total),
             )
             record["finite_time"] = {
                 "steps": training_steps,
-                "learning_rate": learning_rate,
-                "temperature": temperature,
+                **settings,
                 "spectrum": run.spectrum[-1].clamp(min=0).sqrt().mean(0).tolist(),
             }
     console.print(_table(prediction))
-    atomic_write(output / "prediction.json", json.dumps(record, indent=1).encode())
-    atomic_write(output / "spectrum.png", spectrum_png(record))
-    atomic_write(output / "report.html", predict_page(record, prediction).encode())
-    console.print(f"Written to {output}: report.html, spectrum.png, prediction.json")
+    if prediction.n_images < images:
+        console.print(f"There are {prediction.n_images} images, fewer than the {images} asked for.")
+    atomic_write(folder / "prediction.json", json.dumps(record, indent=1).encode())
+    atomic_write(folder / "spectrum.png", spectrum_png(record))
+    atomic_write(folder / "report.html", predict_page(record, prediction).encode())
+    console.print(f"Wrote report.html, spectrum.png and prediction.json to {folder}", markup=False)
     return prediction
+
+
+def _encoder(arch: str | None, checkpoint: Any) -> tuple[int, Callable[[Tensor], Tensor]]:
+    """The width of a model's features, and the map to them from views in [0, 1]."""
+    model: Any = load_model(arch, checkpoint).model
+
+    @torch.no_grad()
+    def encode(views: Tensor) -> Tensor:
+        features: Tensor = model(IMAGENET(views))
+        return features
+
+    return getattr(model, "feature_dim", 0), encode
+
+
+class _Coloured:
+    """Images of one channel in three, which models take."""
+
+    def __init__(self, images: Any) -> None:
+        self._images = images
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._images[index].convert("RGB")
 
 
 def _table(p: CollapsePrediction) -> Table:

@@ -4,13 +4,13 @@ import json
 import math
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from lightly_collapse._arguments import Count, OutputFolder, Seed, validated
 from lightly_collapse.io.files import atomic_write, check_writable_folder
 from lightly_collapse.report.pages.figures import to_png, to_svg
 from lightly_collapse.report.pages.shell import render
@@ -34,45 +34,57 @@ from lightly_collapse.theory.questions import answer_all
 _Progress = Callable[[int, int], None]
 _Content = dict[str, Any]  # title, verdict, figures (figure, caption, description), table, record
 
-EXPERIMENTS = ("strong-augmentation", "implicit-regularization", "landscape", "digits")
+Experiment = Literal["strong-augmentation", "implicit-regularization", "landscape", "digits"]
+EXPERIMENTS: tuple[Experiment, ...] = get_args(Experiment)
 """Names for `toy`."""
 
+# The options that an experiment has beside its seed.
+_OPTIONS: dict[Experiment, set[str]] = {
+    "strong-augmentation": {"runs", "noise", "steps"},
+    "implicit-regularization": {"runs", "noise", "steps"},
+    "landscape": set(),
+    "digits": {"steps"},
+}
 
+
+@validated
 def toy(
-    experiment: str,
+    experiment: Experiment,
     *,
-    runs: int = 5,
-    seed: int = 0,
-    noise: float | None = None,
-    steps: int | None = None,
-    output: Path = Path("collapse-toy"),
+    runs: Count | None = None,
+    seed: Seed = 0,
+    noise: NonNegativeFloat | None = None,
+    steps: Count | None = None,
+    output: OutputFolder = "collapse-toy",
     console: Console | None = None,
 ) -> None:
-    """Run an experiment, print its numbers, and write `toy.json`, `figure.png` and `report.html`.
+    """Run one of the papers' small experiments: how and why a linear network collapses.
+
+    Prints the numbers and writes `toy.json`, `figure.png` and `report.html`.
 
     Args:
-        experiment: one of `EXPERIMENTS`.
-        runs: of the first two experiments, one a seed.
+        experiment: strong-augmentation, implicit-regularization, landscape or digits.
+        runs: of the first two experiments, one a seed; 5 by default.
         seed: the first.
-        noise: standard deviation of the augmentation in the two training experiments; their own
-            by default.
-        steps: SGD steps; the experiment's own by default.
-        output: folder for the files.
+        noise: standard deviation of the augmentation in the first two; the papers' by default.
+        steps: of SGD, not in the landscape; the papers' by default.
+        output: folder for the files; made if missing.
         console: where to print; standard output by default.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: if an argument is out of its range or without effect in the experiment.
         OSError: if the folder cannot be written.
     """
-    if experiment not in EXPERIMENTS:
-        raise ValueError(f"experiment must be one of {', '.join(EXPERIMENTS)}, got {experiment!r}")
-    if runs < 1:
-        raise ValueError(f"runs must be at least 1, got {runs}")
+    given = {"runs": runs, "noise": noise, "steps": steps}
+    for name, value in given.items():
+        if value is not None and name not in _OPTIONS[experiment]:
+            raise ValueError(f"{name} has no effect in the experiment {experiment}, got {value}")
     console = console or Console()
-    check_writable_folder(output)
+    folder = check_writable_folder(output)
     options = {
         name: value for name, value in (("noise", noise), ("steps", steps)) if value is not None
     }
+    seeds = range(seed, seed + (runs or 5))
     start = time.perf_counter()
     columns = (TextColumn(experiment), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
@@ -81,7 +93,7 @@ def toy(
         def progress(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)
 
-        content = _RUNS[experiment](range(seed, seed + runs), options, progress)
+        content = _RUNS[experiment](seeds, options, progress)
     seconds = time.perf_counter() - start
     for sentence in content["verdict"]:
         console.print(sentence)
@@ -95,12 +107,12 @@ def toy(
         figures=[(to_svg(fig, caption), caption) for fig, caption in figures],
         seconds=seconds,
     )
-    atomic_write(output / "toy.json", json.dumps(record, indent=1).encode())
-    atomic_write(output / "figure.png", to_png(figures[0][0]))
+    atomic_write(folder / "toy.json", json.dumps(record, indent=1).encode())
+    atomic_write(folder / "figure.png", to_png(figures[0][0]))
     for number, (fig, _) in enumerate(figures[1:], start=2):
-        atomic_write(output / f"figure-{number}.png", to_png(fig))
-    atomic_write(output / "report.html", page.encode())
-    console.print(f"{seconds:.0f} s. Written to {output}: report.html, figure.png, toy.json")
+        atomic_write(folder / f"figure-{number}.png", to_png(fig))
+    atomic_write(folder / "report.html", page.encode())
+    console.print(f"{seconds:.0f} s. Wrote report.html, figure.png and toy.json to {folder}")
 
 
 def _strong_augmentation(seeds: range, options: dict[str, Any], progress: _Progress) -> _Content:
@@ -189,9 +201,7 @@ def _landscape(seeds: range, _options: dict[str, Any], progress: _Progress) -> _
 
 
 def _digits(seeds: range, options: dict[str, Any], progress: _Progress) -> _Content:
-    found = compare_on_digits(
-        **{k: v for k, v in options.items() if k == "steps"}, seed=seeds[0], progress=progress
-    )
+    found = compare_on_digits(**options, seed=seeds[0], progress=progress)
     worst = max(c.largest_error() for c in found)
     plain = [c.correlation(finite_time=False) for c in found]
     timed = [c.correlation() for c in found]
@@ -242,7 +252,7 @@ def _digits(seeds: range, options: dict[str, Any], progress: _Progress) -> _Cont
     }  # fmt: skip
 
 
-_RUNS: dict[str, Callable[[range, dict[str, Any], _Progress], _Content]] = {
+_RUNS: dict[Experiment, Callable[[range, dict[str, Any], _Progress], _Content]] = {
     "strong-augmentation": _strong_augmentation,
     "implicit-regularization": _implicit_regularization,
     "landscape": _landscape,

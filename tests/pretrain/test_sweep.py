@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from lightly_collapse.cli import main
+from lightly_collapse.io.models import load_model
 from lightly_collapse.pretrain import sweep as module
-from lightly_collapse.pretrain.checkpoint import load_backbone
 from lightly_collapse.pretrain.command import METHODS
 from lightly_collapse.pretrain.sweep import COLUMNS, read_sweep, summarize, sweep
 
@@ -84,9 +84,9 @@ def test_the_cells_differ_by_what_they_say(finished):
     for seed in (0, 1):
         assert residual["SimCLR + SO", seed] < residual["SimCLR", seed]
     assert residual["SimCLR", 0] != residual["SimCLR", 1]
-    backbone, about = load_backbone(folder / "out/SimCLR-SO-seed1/last.ckpt")
-    assert about["method"] == "SimCLR"
-    assert backbone.feature_dim == results[0]["width"] == len(results[0]["spectrum"])
+    loaded = load_model(checkpoint=folder / "out/SimCLR-SO-seed1/last.ckpt")
+    assert loaded.pretrained.method == "SimCLR"
+    assert loaded.model.feature_dim == results[0]["width"] == len(results[0]["spectrum"])
 
 
 def test_a_finished_cell_is_not_run_again_and_a_missing_one_is(finished, monkeypatch):
@@ -129,7 +129,7 @@ def test_a_cell_that_diverges_is_recorded_and_the_others_run(tmp_path):
 
 def test_time_is_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_run", lambda *_: pytest.fail("a cell was begun"))
-    assert sweep(write(tmp_path), tmp_path / "out", minutes=-1) == []
+    assert sweep(write(tmp_path), tmp_path / "out", minutes=1e-9) == []
 
 
 def test_without_cells_every_method_meets_every_regularizer(tmp_path):

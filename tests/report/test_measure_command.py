@@ -91,13 +91,19 @@ def test_measure_and_compare_from_the_command_line(folder, tmp_path, backbone, c
     ("arguments", "message"),
     [
         (["--arch", "resnet18", "--data", "EMPTY"], "data must hold images"),
-        (["--arch", "resnet18", "--data", "NOWHERE"], "data must be a folder of images"),
+        (
+            ["--arch", "resnet18", "--data", "NOWHERE"],
+            "`digits` or a folder of images",
+        ),
         (["--arch", "resnet18", "--data", "BROKEN"], "data must hold an image that can be read"),
         (["--arch", "nonet", "--data", "digits"], "arch must be a model of torchvision"),
         (["--arch", "resnet18", "--data", "digits", "--checkpoint", "NOWHERE"], "does not exist"),
         (["--arch", "resnet18", "--data", "digits", "--layers", "layer9"], "got 'layer9'"),
         (["--arch", "resnet18", "--data", "digits", "--batch-size", "0"], "batch_size must be"),
-        (["--arch", "resnet18", "--data", "digits", "--device", "abacus"], "device must be auto"),
+        (
+            ["--arch", "resnet18", "--data", "digits", "--device", "abacus"],
+            "device 'abacus' cannot be used on this machine",
+        ),
     ],
 )
 def test_failures_are_one_line(tmp_path, capsys, arguments, message):

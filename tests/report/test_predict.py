@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from lightly_collapse.cli import main
-from lightly_collapse.report.predict import TRANSFORMS, ImageFiles, named_transform
+from lightly_collapse.io.images import ImageFiles
+from lightly_collapse.report.predict import TRANSFORMS, named_transform
 
 
 @pytest.fixture(scope="module")
@@ -92,12 +93,12 @@ def test_images_come_from_any_depth_in_colour(photographs):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--data", "/nowhere"], "data must be 'digits' or a folder of images, got /nowhere"),
+        (["--data", "/nowhere"], "data must be `digits` or a folder of images, got /nowhere"),
         (["--data", "digits", "--transform", "sim"], "transform must be one of simclr, byol"),
-        (["--data", "digits", "--size", "0"], "size must be at least 1, got 0"),
-        (["--data", "digits", "--views", "1"], "n_views must be at least 2, got 1"),
+        (["--data", "digits", "--size", "0"], "size must be between 1 and 8192, got 0"),
+        (["--data", "digits", "--views", "1"], "views must be at least 2, got 1"),
         (["--data", "digits", "--width", "0"], "width must be at least 1, got 0"),
-        (["--data", "digits", "--rtol", "2"], "rtol must lie between 0 and 1, got 2.0"),
+        (["--data", "digits", "--rtol", "2"], "rtol must be between 0 and 1, got 2.0"),
     ],
 )
 def test_refusals_are_one_line(arguments, message, capsys, tmp_path):
@@ -109,7 +110,7 @@ def test_refusals_are_one_line(arguments, message, capsys, tmp_path):
 
 def test_a_folder_without_images_and_a_broken_image_are_named(capsys, tmp_path):
     assert main(["predict", "--data", str(tmp_path), "--output", str(tmp_path / "out")]) == 2
-    assert "found none under" in capsys.readouterr().err
+    assert "got none in" in capsys.readouterr().err
     for name in ("a.jpg", "b.jpg"):
         (tmp_path / name).write_bytes(b"not a picture")
     assert main(["predict", "--data", str(tmp_path), "--output", str(tmp_path / "out")]) == 2

@@ -108,7 +108,7 @@ def test_imbalance():
         (["landscapes"], "experiment must be one of strong-augmentation"),
         (["strong-augmentation", "--runs", "0"], "runs must be at least 1, got 0"),
         (["strong-augmentation", "--steps", "0"], "steps must be at least 1, got 0"),
-        (["implicit-regularization", "--noise", "-1"], "noise must not be negative, got -1.0"),
+        (["implicit-regularization", "--noise", "-1"], "noise must be at least 0, got -1"),
     ],
 )
 def test_refusals_are_one_line(arguments, message, capsys, tmp_path):

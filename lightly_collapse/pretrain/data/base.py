@@ -10,6 +10,7 @@ import torch
 from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from lightly_collapse.io.images import IMAGENET, Normalization
 from lightly_collapse.pretrain.data.augment import ViewSettings
 
 
@@ -70,6 +71,8 @@ class PretrainData(LightningDataModule):
 
     num_classes: int | None = None
     train_count: int
+    image_size: int
+    normalization: Normalization = IMAGENET
     seed: int = 0
 
     def __init__(

@@ -14,14 +14,10 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision import datasets
 from torchvision.transforms import v2
 
-from lightly_collapse.io.digits import digits_split
+from lightly_collapse.io.digits import digit_colours, digits_split
+from lightly_collapse.io.images import CIFAR, DIGITS, Normalization
 from lightly_collapse.pretrain.data.augment import DeviceViews, worker_views
 from lightly_collapse.pretrain.data.base import PretrainData
-
-_Colour = tuple[float, float, float]
-_IMAGENET: tuple[_Colour, _Colour] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-_CIFAR: tuple[_Colour, _Colour] = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
-_DIGITS: tuple[_Colour, _Colour] = ((0.305, 0.305, 0.305), (0.33, 0.33, 0.33))
 
 
 class _Memory(Dataset[Any]):
@@ -47,8 +43,6 @@ def _as_it_is(batch: Any) -> Any:
 
 class SmallImages(PretrainData):
     """Images small enough to stay in memory, their views drawn in batches on the device."""
-
-    colours: tuple[_Colour, _Colour]
 
     @abstractmethod
     def load(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -80,13 +74,8 @@ class SmallImages(PretrainData):
         images, labels = batch
         images = images.float() / 255
         if self.trainer is not None and self.trainer.training and self._draw is not None:
-            return [self.normalize(view) for view in self._draw(images)], labels
-        return self.normalize(images), labels
-
-    def normalize(self, images: Tensor) -> Tensor:
-        """Colours in [0, 1] to mean zero and deviation one."""
-        mean, std = (images.new_tensor(colour)[:, None, None] for colour in self.colours)
-        return (images - mean) / std
+            return [self.normalization(view) for view in self._draw(images)], labels
+        return self.normalization(images), labels
 
 
 class Digits(SmallImages):
@@ -97,7 +86,7 @@ class Digits(SmallImages):
         kwargs: see `PretrainData`.
     """
 
-    colours = _DIGITS
+    normalization = DIGITS
 
     def __init__(self, image_size: int = 16, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -106,14 +95,10 @@ class Digits(SmallImages):
     def load(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """The split of the demo with seed 0, as grey colours."""
         split = digits_split(self.image_size)
-
-        def colours(images: Tensor) -> Tensor:
-            return (images * 255).round().to(torch.uint8).expand(-1, 3, -1, -1)
-
         chosen = self._chosen(len(split.train_labels))
         return (
-            (colours(split.train_images[chosen]), split.train_labels[chosen]),
-            (colours(split.test_images), split.test_labels),
+            (digit_colours(split.train_images[chosen]), split.train_labels[chosen]),
+            (digit_colours(split.test_images), split.test_labels),
         )
 
 
@@ -126,7 +111,7 @@ class CIFAR10(SmallImages):
         kwargs: see `PretrainData`.
     """
 
-    colours = _CIFAR
+    normalization = CIFAR
     dataset: type[datasets.CIFAR10] = datasets.CIFAR10
 
     def __init__(self, root: str = "data", download: bool = False, **kwargs: Any) -> None:
@@ -190,7 +175,7 @@ class SmallImageFolder(SmallImages):
         kwargs: see `PretrainData`.
     """
 
-    colours = _CIFAR
+    normalization = CIFAR
 
     def __init__(
         self,
@@ -250,7 +235,7 @@ class ImageFolder(PretrainData):
 
     def setup(self, stage: str) -> None:
         """Find the images."""
-        plain = _plain(self.image_size)
+        plain = _plain(self.image_size, self.normalization)
         self._bank = _image_folder(self.root, self.train, transform=plain)
         self._held_out = _image_folder(self.root, self.val, transform=plain)
         self._indices = self._chosen(len(self._bank))
@@ -260,7 +245,13 @@ class ImageFolder(PretrainData):
     def train_dataloader(self) -> DataLoader[Any]:
         """The training images, shuffled, as views."""
         settings, global_views = self._views()
-        transform = worker_views(settings, self.image_size, *_IMAGENET, global_views)
+        transform = worker_views(
+            settings,
+            self.image_size,
+            self.normalization.mean,
+            self.normalization.std,
+            global_views,
+        )
         dataset = _image_folder(self.root, self.train, transform=transform)
         return self._train_loader(Subset(dataset, self._indices))
 
@@ -292,14 +283,22 @@ class LightlyFolder(PretrainData):
 
     def setup(self, stage: str) -> None:
         """Find the images."""
-        self._plain = self._dataset(_plain(self.image_size))
+        self._plain = self._dataset(_plain(self.image_size, self.normalization))
         self._indices = self._chosen(len(self._plain))
         self.train_count = len(self._indices)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """The images, shuffled, as views."""
         settings, global_views = self._views()
-        dataset = self._dataset(worker_views(settings, self.image_size, *_IMAGENET, global_views))
+        dataset = self._dataset(
+            worker_views(
+                settings,
+                self.image_size,
+                self.normalization.mean,
+                self.normalization.std,
+                global_views,
+            )
+        )
         return self._train_loader(Subset(dataset, self._indices))
 
     def evaluation_loaders(self, bank_images: int | None = None) -> list[DataLoader[Any]]:
@@ -324,13 +323,13 @@ class LightlyFolder(PretrainData):
         return dataset
 
 
-def _plain(size: int) -> v2.Compose:
+def _plain(size: int, normalization: Normalization) -> v2.Compose:
     return v2.Compose(
         [
             v2.Resize(round(size * 8 / 7)),
             v2.CenterCrop(size),
             v2.ToImage(),
             v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(*_IMAGENET),
+            normalization,
         ]
     )

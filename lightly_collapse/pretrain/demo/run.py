@@ -1,7 +1,6 @@
 """The demo: one small encoder, six objectives, and what each does to the dimensions."""
 
 import json
-import os
 import platform
 import time
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from lightly_collapse import __version__
+from lightly_collapse._arguments import Count, OutputFolder, Seed, validated
 from lightly_collapse.io.digits import DigitsSplit, digits_split
 from lightly_collapse.io.files import atomic_write, check_writable_folder
 from lightly_collapse.pretrain.demo.methods import (
@@ -64,22 +64,23 @@ class DemoResult:
     losses: list[float]
 
 
+@validated
 def demo(
     methods: Sequence[str] = tuple(METHODS),
-    epochs: int = 20,
-    seed: int = 0,
-    output: str | os.PathLike[str] = "collapse-demo",
+    epochs: Count = 20,
+    seed: Seed = 0,
+    output: OutputFolder = "collapse-demo",
 ) -> list[DemoResult]:
-    """Train a small encoder on digits by each method, measure the collapse, and write a report.
+    """Train a small encoder on real digits by several methods and show how each collapses.
 
     Shows a progress bar, prints a table, and writes `results.json`, `spectrum.png` and
     `report.html` into the output folder. The same seed gives the same numbers.
 
     Args:
-        methods: names out of `METHODS`.
+        methods: any of baseline, so, srip, ldreg, directclr, no-projector; all by default.
         epochs: passes over the training images.
-        seed: seed of everything random.
-        output: folder to write to; made if it is not there.
+        seed: of everything random.
+        output: folder to write to; made if missing.
 
     Returns:
         One result a method, in the order asked for.
@@ -90,10 +91,6 @@ def demo(
         OSError: if the output folder cannot be written, before any training.
     """
     names = _check_methods(methods)
-    if epochs < 1:
-        raise ValueError(f"epochs must be at least 1, got {epochs}")
-    if seed < 0:
-        raise ValueError(f"seed must not be negative, got {seed}")
     folder = check_writable_folder(output)
     settings = DemoSettings(epochs=epochs, seed=seed)
     digits = digits_split(seed=seed)
@@ -116,7 +113,7 @@ def demo(
 
 
 def _check_methods(methods: Sequence[str]) -> list[str]:
-    names = list(dict.fromkeys(methods))
+    names = list(dict.fromkeys(name for word in methods for name in word.split(",") if name))
     if not names:
         raise ValueError(f"methods must name at least one of {', '.join(METHODS)}")
     unknown = [name for name in names if name not in METHODS]

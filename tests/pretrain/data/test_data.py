@@ -57,8 +57,8 @@ def test_small_images_keep_pixels_and_labels(folder):
     assert (data.num_classes, data.train_count, len(held_out.dataset)) == (3, 6, 3)
     colours, _ = data.on_after_batch_transfer((images, labels), 0)
     back = (
-        colours * torch.tensor(data.colours[1])[:, None, None]
-        + torch.tensor(data.colours[0])[:, None, None]
+        colours * torch.tensor(data.normalization.std)[:, None, None]
+        + torch.tensor(data.normalization.mean)[:, None, None]
     )
     torch.testing.assert_close(back, images.float() / 255)
 

@@ -83,7 +83,7 @@ def test_unknown_method_is_one_line_and_exit_2(capsys, tmp_path):
     ("arguments", "message"),
     [
         (["--epochs", "0"], "epochs must be at least 1, got 0"),
-        (["--seed", "-1"], "seed must not be negative, got -1"),
+        (["--seed", "-1"], "seed must be between 0 and 4294967295, got -1"),
         (["--methods", ","], "methods must name at least one"),
     ],
 )

@@ -1,0 +1,40 @@
+"""What `lightly-collapse export` does."""
+
+from typing import Literal
+
+from lightly_collapse._arguments import Checkpoint, validated
+from lightly_collapse.export.write import to_detectron2, to_torchvision
+
+
+@validated
+def export(
+    checkpoint: Checkpoint,
+    output: str,
+    to: Literal["detectron2", "torchvision"] = "detectron2",
+    prefix: str | None = None,
+    pixel_mean: tuple[float, float, float] | None = None,
+    pixel_std: tuple[float, float, float] | None = None,
+) -> None:
+    """Write a checkpoint's ResNet for detectron2, with the configuration that fits it.
+
+    Args:
+        checkpoint: of Lightning, Lightly or torch.save, or another that `measure` reads.
+        output: file to write, .pkl or .pth; for detectron2 with a .yaml beside it.
+        to: detectron2 for its names and configuration, torchvision for a plain state dict.
+        prefix: of the backbone's names, where there are several ResNets.
+        pixel_mean: of pretraining's Normalize, on the 0..1 scale; ImageNet's by default.
+        pixel_std: of pretraining's Normalize, on the 0..1 scale; ImageNet's by default.
+
+    Raises:
+        ValueError: if the checkpoint holds no such ResNet, or an argument is wrong.
+        OSError: if a file cannot be read or written.
+    """
+    if to == "torchvision":
+        if pixel_mean or pixel_std:
+            raise ValueError("pixel_mean and pixel_std have no place in a plain state dict")
+        written = to_torchvision(checkpoint, output, prefix)
+    else:
+        written = to_detectron2(
+            checkpoint, output, pixel_mean=pixel_mean, pixel_std=pixel_std, prefix=prefix
+        )
+    print(written.summary())
