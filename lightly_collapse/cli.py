@@ -120,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = f"lightly-collapse {words[0]}" if words and words[0] in VERBS else "lightly-collapse"
     try:
         _run(words)
-    except (KeyboardInterrupt, Exception) as error:  # noqa: BLE001  a user gets one line
+    except (KeyboardInterrupt, Exception) as error:
         if debug:
             traceback.print_exc()
         status, message = _explained(error)

@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from lightly_collapse._arguments import Count, OutputFolder, Seed, validated
+from lightly_collapse._arguments import Count, NonNegativeFloat, OutputFolder, Seed, validated
 from lightly_collapse.io.files import atomic_write, check_writable_folder
 from lightly_collapse.report.pages.figures import to_png, to_svg
 from lightly_collapse.report.pages.shell import render

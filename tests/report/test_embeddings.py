@@ -279,7 +279,7 @@ def test_command_says_what_is_wrong_in_one_line(tmp_path, capsys):
     for words, message in (
         (["--embeddings", str(tmp_path / "z.npy")], "z.npy cannot be read"),
         (["--embeddings", str(tmp_path / "no.npy")], "got nothing at"),
-        (["--embeddings", "z.npy", "--arch", "resnet18"], "--arch must not be given with"),
+        (["--embeddings", "z.npy", "--arch", "resnet18"], "unrecognized arguments: --arch"),
         (["--arch", "resnet18"], "--data must be given, or --embeddings"),
         (["--arch", "resnet18", "--data", "digits", "--group-by", "y"], "--group-by must only be"),
     ):
