@@ -388,7 +388,3 @@ def check_tokens(tokens: str) -> None:
     known = get_args(Tokens)
     if tokens not in known:
         raise ValueError(f"tokens must be one of {', '.join(known)}, got {tokens!r}")
-
-
-Positions = Tokens
-check_positions = check_tokens

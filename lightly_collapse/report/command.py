@@ -31,7 +31,7 @@ from lightly_collapse.io.images import ImageFolderLoader, Preparation, digits_lo
 from lightly_collapse.io.memory import require_memory
 from lightly_collapse.io.models import load_model
 from lightly_collapse.io.preparation import published_preparation
-from lightly_collapse.metrics.features import Positions
+from lightly_collapse.metrics.features import Tokens
 from lightly_collapse.report.collapse_report import CollapseReport
 from lightly_collapse.report.compare import compare
 from lightly_collapse.report.measure import EmptyDataError, measure
@@ -47,7 +47,7 @@ def measure_command(
     checkpoint: Checkpoint | None = None,
     prefix: str | None = None,
     layers: Sequence[str] | None = None,
-    positions: Positions = "mean",
+    tokens: Tokens = "auto",
     rtol: Share = DEFAULT_RTOL,
     lid_k: AtLeastTwo = DEFAULT_LID_K,
     image_size: ImageSize | None = None,
@@ -72,7 +72,8 @@ def measure_command(
         checkpoint: the weights, in any common format; random ones by default.
         prefix: of the network's names in the checkpoint, such as teacher.
         layers: layers to measure beside the output; the model's stages by default.
-        positions: average feature maps over their positions (mean) or take all as rows (all).
+        tokens: average feature maps over their positions (mean) or take all as rows (all); of a
+            transformer's tokens the class token (cls), the patches (patch), or both apart (auto).
         rtol: a dimension below this times the largest singular value counts as collapsed.
         lid_k: neighbours of the local intrinsic dimensionality.
         image_size: height and width in pixels; by default the model's, in the pretraining or as
@@ -118,7 +119,7 @@ def measure_command(
             loaded.model,
             loader,
             layers,
-            positions=positions,
+            tokens=tokens,
             rtol=rtol,
             lid_k=lid_k,
             seed=seed,

@@ -15,7 +15,17 @@ from lightly_collapse.functional.intrinsic_dimension import DEFAULT_LID_K
 from lightly_collapse.functional.spectrum import DEFAULT_RTOL
 from lightly_collapse.metrics import FeatureHooks, LayerMetrics, WeightSpectrum, weight_spectra
 from lightly_collapse.metrics.channels import channel_axis
-from lightly_collapse.metrics.features import Positions, feature_rows, find_layers, first_tensor
+from lightly_collapse.metrics.features import (
+    CLS,
+    PATCH,
+    Tokens,
+    check_tokens,
+    feature_rows,
+    find_layers,
+    first_tensor,
+    silent_layers,
+)
+from lightly_collapse.metrics.prefix_tokens import PrefixTokens, prefix_tokens
 from lightly_collapse.report.accuracy import knn_accuracy, linear_accuracy
 from lightly_collapse.report.collapse_report import CollapseReport
 from lightly_collapse.report.embeddings import measure_embeddings
@@ -36,7 +46,7 @@ def measure(
     train_dataloader: Iterable[Any] | None = None,
     classifiers: Sequence[Classifier] = ("knn", "linear"),
     head: Callable[[Tensor], Tensor] | None = None,
-    positions: Positions = "mean",
+    tokens: Tokens = "auto",
     channels: int | Mapping[str, int] | None = None,
     rtol: float = DEFAULT_RTOL,
     lid_k: int = DEFAULT_LID_K,
@@ -50,7 +60,7 @@ def measure(
 
     Args:
         model: maps a batch of images to a tensor, its representation; a feature map is averaged
-            over its positions or not, as `positions` says. It is measured in evaluation mode and
+            over its positions or not, as `tokens` says. It is measured in evaluation mode and
             left in the mode it was in. Or the representations
             themselves: (n, d) rows, a data set of rows, or a path or URL of files of them; see
             `measure_embeddings`.
@@ -65,7 +75,10 @@ def measure(
             regression on the frozen representation, trained on these and tested on those.
         classifiers: which of the two.
         head: from representations to what the loss acts on, measured as the layer `embedding`.
-        positions: `mean` over the positions of a sample, or `all` of them as rows.
+        tokens: `mean` over the positions of a sample, or `all` of them as rows; of a sequence
+            `cls`, `patch` (every patch a row), `mean` of the patches, or `all`. `auto` measures
+            class token and patches as two layers, `<layer>.cls` and `<layer>.patch`, where there
+            are both (of the model's own output, `output` is the class token), else the mean.
         channels: the axis of the channels, 1 or -1, for all layers or by layer (`output` for the
             model's); found from the layers where it is not given, see `channel_axis`.
         rtol: a dimension counts as collapsed below this times the largest singular value.
@@ -94,9 +107,10 @@ def measure(
         >>> measure(torch.randn(100, 8)).output.name
         'output'
     """
+    check_tokens(tokens)
     settings = {
         "collapse_rtol": rtol,
-        "positions": positions,
+        "tokens": tokens,
         "lid_k": lid_k,
         "lid_size": lid_size,
         "seed": seed,
@@ -119,7 +133,7 @@ def measure(
     chosen = list(stages(model) if layers is None else layers)
     if chosen:
         find_layers(model, chosen)
-    run = _Run(model, chosen, layers is None, take, head, positions, channels)
+    run = _Run(model, chosen, layers is None, take, head, tokens, channels)
     parameter = next(model.parameters(), torch.empty(0))
     target = torch.device(device) if device is not None else parameter.device
     modes = [(module, module.training) for module in model.modules()]
@@ -138,10 +152,11 @@ def measure(
     finally:
         for module, training in modes:
             module.training = training
-    silent = [n for n in chosen if n not in widths]
+    silent = silent_layers(chosen, widths)
     if silent and layers is not None:
         raise ValueError(f"layers must be called in forward, got {', '.join(map(repr, silent))}")
-    order = [n for n in (_OUTPUT, *chosen, _EMBEDDING) if n in widths]
+    named = (n + part for n in (_OUTPUT, *chosen, _EMBEDDING) for part in ("", CLS, PATCH))
+    order = [n for n in named if n in widths]
     return CollapseReport(
         name=name or type(model).__name__,
         layers=[_layer(n, widths[n], metrics[n]) for n in order],
@@ -161,25 +176,25 @@ class _Run:
         needs_output: bool,
         take: Callable[[str, Tensor], None],
         head: Callable[[Tensor], Tensor] | None,
-        positions: Positions,
+        tokens: Tokens,
         channels: int | Mapping[str, int] | None,
     ) -> None:
         self._model, self._layers, self._take, self._head = model, layers, take, head
-        self._positions, self._channels = positions, channels
+        self._tokens, self._channels = tokens, channels
         self._needs_output = needs_output or not layers
 
     def over(
         self, batches: Iterable[Any], device: torch.device, labelled: bool
     ) -> tuple[Tensor, Tensor]:
         """Measure all batches; with labels, the representations and labels, else nothing."""
-        arguments = (self._model, self._layers, self._take, self._positions, self._channels)
+        arguments = (self._model, self._layers, self._take, self._tokens, self._channels)
         hooks = FeatureHooks(*arguments) if self._layers else None
         kept: list[tuple[Tensor, Tensor]] = []
         count = 0
         try:
             for batch in batches:
                 count += 1
-                rows = self._representation(_images(batch).to(device), labelled)
+                rows = self._representation(_images(batch).to(device), labelled, True)
                 if rows is None:
                     continue
                 self._take(_OUTPUT, rows)
@@ -205,7 +220,9 @@ class _Run:
             raise EmptyDataError("train_dataloader must give at least one batch, got none")
         return _together(kept)
 
-    def _representation(self, images: Tensor, needed: bool) -> Tensor | None:
+    def _representation(
+        self, images: Tensor, needed: bool, measured: bool = False
+    ) -> Tensor | None:
         output = self._model(images)
         try:
             x = first_tensor(output)
@@ -217,7 +234,12 @@ class _Run:
         axis = given.get(_OUTPUT) if isinstance(given, Mapping) else given
         if axis is None:
             axis = channel_axis(self._model, x.shape)
-        return feature_rows(x, self._positions, axis)
+        prefix = prefix_tokens(self._model, "", x.shape[1]) if x.ndim == 3 else PrefixTokens()
+        if self._tokens != "auto" or not prefix.has_class_token or axis not in (-1, 2):
+            return feature_rows(x, self._tokens, axis, prefix=prefix)
+        if measured and x.shape[1] > prefix.count:
+            self._take(_OUTPUT + PATCH, feature_rows(x, "patch", axis, prefix=prefix))
+        return feature_rows(x, "cls", axis, prefix=prefix)
 
 
 class EmptyDataError(ValueError):

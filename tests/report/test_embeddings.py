@@ -281,7 +281,10 @@ def test_command_says_what_is_wrong_in_one_line(tmp_path, capsys):
         (["--embeddings", str(tmp_path / "no.npy")], "got nothing at"),
         (["--embeddings", "z.npy", "--arch", "resnet18"], "unrecognized arguments: --arch"),
         (["--arch", "resnet18"], "give --data, a folder of images"),
-        (["--arch", "resnet18", "--data", "digits", "--group-by", "y"], "unrecognized arguments: --group-by"),
+        (
+            ["--arch", "resnet18", "--data", "digits", "--group-by", "y"],
+            "unrecognized arguments: --group-by",
+        ),
     ):
         assert main(["measure", *words, "--output", str(tmp_path / "out")]) == 2
         lines = capsys.readouterr().err.strip().splitlines()

@@ -97,9 +97,37 @@ def test_batches_of_labelled_images_and_of_views(encoder, report):
         assert len(other.layers) == 1
 
 
+def assert_same(ours, theirs):
+    # After a LayerNorm one direction holds rounding alone, and so does the condition number.
+    ours, theirs = (dict(r.output.scalars, condition_number=0) for r in (ours, theirs))
+    assert ours == pytest.approx(theirs, rel=1e-3)
+
+
+def test_class_token_and_patches_are_two_layers():
+    torchvision = pytest.importorskip("torchvision")
+
+    class Sequence(torchvision.models.VisionTransformer):
+        def forward(self, x):
+            x = self._process_input(x)
+            return self.encoder(torch.cat([self.class_token.expand(len(x), -1, -1), x], dim=1))
+
+    model = Sequence(16, 8, 2, 2, 12, 16).eval()
+    x = torch.rand(30, 3, 16, 16)
+    block = "encoder.layers.encoder_layer_0"
+    report = measure(model, DataLoader(x, batch_size=8), [block], lid_k=5)
+    names = ["output", "output.patch", f"{block}.cls", f"{block}.patch"]
+    assert [layer.name for layer in report.layers] == names
+    assert [layer.scalars["rows"] for layer in report.layers] == [30, 120, 30, 120]
+    with torch.no_grad():
+        z = model(x)
+    assert_same(report, measure(z[:, 0], lid_k=5))
+    mean = measure(model, DataLoader(x, batch_size=8), [], lid_k=5, tokens="mean")
+    assert_same(mean, measure(z[:, 1:].mean(dim=1), lid_k=5))
+
+
 def test_named_layers_and_all_positions(encoder):
     report = measure(
-        encoder, DataLoader(images(20), batch_size=20), ["stem"], positions="all", lid_k=10
+        encoder, DataLoader(images(20), batch_size=20), ["stem"], tokens="all", lid_k=10
     )
     assert report.layers[1].scalars["rows"] == 20 * 36
     with pytest.raises(ValueError, match="got 'setm'; there are stem"):
