@@ -9,6 +9,8 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.models.vision_transformer import VisionTransformer
 
+from lightly_collapse.io.wide_resnet import WideResNet
+
 _RESNETS: dict[str, tuple[type[BasicBlock | Bottleneck], list[int]]] = {
     "resnet18": (BasicBlock, [2, 2, 2, 2]),
     "resnet34": (BasicBlock, [3, 4, 6, 3]),
@@ -25,7 +27,10 @@ _VITS = {
     "vit_large": (24, 16, 1024),
 }
 
-BACKBONES = (*_RESNETS, *_VITS)
+# Depth and widening factor.
+_WIDE_RESNETS = {"wrn28_2": (28, 2), "wrn28_10": (28, 10)}
+
+BACKBONES = (*_RESNETS, *_VITS, *_WIDE_RESNETS)
 """The names that need no optional package; `timm/<model>` names a model of timm."""
 
 
@@ -138,6 +143,9 @@ def create_backbone(arch: str | BackboneSettings, **options: Any) -> nn.Module:
                 f"and {settings.patch_size}"
             )
         return _ViT(settings)
+    if name in _WIDE_RESNETS:
+        _check_plain(settings)
+        return WideResNet(*_WIDE_RESNETS[name])
     is_torchvision = name in torchvision.models.list_models(module=torchvision.models)
     model = (_torchvision if is_torchvision else _timm)(name, options)
     _check_plain(settings)

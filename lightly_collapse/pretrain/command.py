@@ -1,9 +1,12 @@
-"""The `pretrain` command: LightningCLI with whole checkpoints, exact resuming, plain errors."""
+"""The `pretrain` command: LightningCLI with atomic checkpoints, exact resuming, plain errors."""
 
+import logging
 import re
+import sys
 import warnings
 from argparse import ArgumentError
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +15,12 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from lightly_collapse.io.files import atomic_write, check_writable_folder
 from lightly_collapse.pretrain import data, methods
 from lightly_collapse.pretrain.checkpoint import AtomicCheckpointIO, check_checkpoint
-from lightly_collapse.pretrain.configs import split_config
+from lightly_collapse.pretrain.configs import LIST_CONFIGS, list_configs, split_config
 from lightly_collapse.pretrain.data.base import PretrainData
 from lightly_collapse.pretrain.methods.base import Method
 
@@ -30,7 +34,7 @@ DATA = tuple(data.__all__)
 class _PretrainCLI(LightningCLI):
     """The parser: `--model`, `--data`, `--trainer`, `--output` and `--ckpt_path`."""
 
-    def __init__(self, arguments: list[str]) -> None:
+    def __init__(self, arguments: list[str] | dict[str, Any]) -> None:
         super().__init__(
             Method,
             PretrainData,
@@ -55,14 +59,22 @@ class _PretrainCLI(LightningCLI):
             "--ckpt_path",
             type=str | None,
             default=None,
-            help="checkpoint to go on from; `last` for last.ckpt in the output folder",
+            help="checkpoint to resume from; `last` for last.ckpt in the output folder",
         )
+        parser.link_arguments(
+            "data.num_classes", "model.init_args.num_classes", apply_on="instantiate"
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, and check what Lightning would refuse late or in words of its own."""
+        super().parse_arguments(parser, args)
+        check_settings(self.config)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Lightning's trainer with this command's checkpoints, logger and seeding."""
         folder = Path(self.config["output"])
         callbacks = [
-            # One file, replaced after every epoch; the weights have been found finite by then.
+            # One file, replaced after every epoch, once the weights have been found finite.
             ModelCheckpoint(
                 dirpath=folder,
                 filename="last",
@@ -80,18 +92,72 @@ class _PretrainCLI(LightningCLI):
         return Trainer(**settings)
 
 
+_AT_LEAST = {
+    "max_epochs": -1,
+    "max_steps": -1,
+    "accumulate_grad_batches": 1,
+    "check_val_every_n_epoch": 1,
+    "log_every_n_steps": 0,
+}
+_PROFILERS = ("simple", "advanced", "pytorch", "xla")
+
+
+def check_settings(config: Any) -> None:
+    """Refuse settings of the trainer and the seed that are out of range.
+
+    Args:
+        config: the parsed configuration.
+
+    Raises:
+        ValueError: naming the setting, its value and what is needed.
+    """
+    seed = config["seed_everything"]
+    if not isinstance(seed, bool) and not 0 <= int(seed) < 2**32:
+        raise ValueError(f"seed_everything must be in [0, 2^32), got {seed}")
+    trainer = config["trainer"]
+    for name, least in _AT_LEAST.items():
+        value = trainer.get(name)
+        if value is not None and value < least:
+            raise ValueError(f"trainer.{name} must be at least {least}, got {value}")
+    for name in ("limit_train_batches", "val_check_interval"):
+        value = trainer.get(name)
+        if isinstance(value, int | float) and not value > 0:
+            raise ValueError(f"trainer.{name} must be positive, got {value}")
+    devices = trainer.get("devices")
+    if devices in (0, "0") or (str(devices) == "-1" and trainer.get("accelerator") == "cpu"):
+        raise ValueError(f"trainer.devices must name at least one device, got {devices}")
+    profiler = trainer.get("profiler")
+    if isinstance(profiler, str) and profiler not in _PROFILERS:
+        raise ValueError(f"trainer.profiler must be one of {', '.join(_PROFILERS)}, got {profiler}")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the lines in which Lightning tells which devices it found."""
+    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
 def _as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
 
 
-def pretrain(arguments: Sequence[str]) -> Trainer:
-    """Pretrain an encoder as the words of the command say.
+def pretrain(arguments: Sequence[str] | Mapping[str, Any]) -> Trainer:
+    """Pretrain an encoder as a command line or a configuration says.
 
     Writes `config.yaml`, the resolved configuration, and after every epoch `last.ckpt` into the
     output folder.
 
     Args:
-        arguments: the words after `lightly-collapse pretrain`.
+        arguments: the words after `lightly-collapse pretrain`, or the configuration itself, as a
+            mapping with the keys of a configuration file and, besides, `output` and `ckpt_path`.
 
     Returns:
         The trainer after training, with the method as its `lightning_module`.
@@ -101,15 +167,25 @@ def pretrain(arguments: Sequence[str]) -> Trainer:
             loss is no longer finite.
         OSError: if something cannot be read or written.
     """
-    config, rest = split_config(arguments)
-    words = ["--config", yaml.safe_dump(config, sort_keys=False), *rest] if config else rest
+    if isinstance(arguments, Mapping):
+        check_classes(arguments, [])
+        parsed: list[str] | dict[str, Any] = dict(arguments)
+    else:
+        if LIST_CONFIGS in arguments:
+            print("\n".join(list_configs("pretrain")))
+            sys.exit()
+        config, rest = split_config(arguments)
+        check_classes(config, rest)
+        parsed = ["--config", yaml.safe_dump(config, sort_keys=False), *rest] if config else rest
     try:
-        with warnings.catch_warnings():
-            # The words are the command's own, which Lightning takes for a mistake.
+        with warnings.catch_warnings(), _quiet():
+            # Lightning warns of arguments that are not those of the process.
             warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
-            cli = _PretrainCLI(list(words))
+            cli = _PretrainCLI(parsed)
     except (ArgumentError, ValueError) as error:
         raise ValueError(explain(str(error))) from error
+    except MisconfigurationException as error:
+        raise ValueError(f"trainer: {error}") from error
     cli.datamodule.seed = cli.config["seed_everything"]
     folder = check_writable_folder(cli.config["output"])
     checkpoint = _checkpoint(cli, folder)
@@ -117,8 +193,31 @@ def pretrain(arguments: Sequence[str]) -> Trainer:
     if trainer.is_global_zero:
         text = cli.parser.dump(cli.config, skip_none=False)
         atomic_write(folder / "config.yaml", text.encode())
-    trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint)
+    # config.yaml, which the checkpoint folder holds by now, is this run's own.
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+    try:
+        trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint)
+    except MisconfigurationException as error:
+        raise ValueError(f"trainer: {error}") from error
     return trainer
+
+
+def check_classes(config: Mapping[str, Any], words: Sequence[str]) -> None:
+    """Refuse an unknown method or data module by name, before the parser sees it.
+
+    Raises:
+        ValueError: naming those that are known.
+    """
+    for key, known in (("model", METHODS), ("data", DATA)):
+        part = config.get(key)
+        chosen = part.get("class_path") if isinstance(part, Mapping) else part
+        for i, word in enumerate(words):
+            name, equals, value = word.partition("=")
+            if name in (f"--{key}", f"--{key}.class_path"):
+                chosen = value if equals else next(iter(words[i + 1 :]), None)
+        # A dotted path names a class of the user's own.
+        if isinstance(chosen, str) and "." not in chosen and chosen not in known:
+            raise ValueError(f"{key} must be one of {', '.join(known)}, got {chosen}")
 
 
 def _checkpoint(cli: _PretrainCLI, folder: Path) -> str | None:
@@ -127,7 +226,7 @@ def _checkpoint(cli: _PretrainCLI, folder: Path) -> str | None:
     if path is None:
         if last.exists():
             raise ValueError(
-                f"output {folder} holds a run already: pass --ckpt_path last to go on with it, "
+                f"output {folder} holds a run already: pass --ckpt_path last to resume it, "
                 "or another --output"
             )
         return None
@@ -136,26 +235,30 @@ def _checkpoint(cli: _PretrainCLI, folder: Path) -> str | None:
     return path
 
 
-# What jsonargparse says about the forms a value might have had but has not.
+# What jsonargparse says about each type that a value might have had.
 _NOISE = re.compile(
     r"^(Subtypes: |Errors:|Expected a <class 'NoneType'>|Given value|Expected a path but|$)"
 )
 
 
 def explain(message: str) -> str:
-    """A parser's message without the alternatives, and with the names where one is unknown.
+    """A parser's message without the alternatives, the setting named by its path.
 
     Args:
         message: what jsonargparse says, on several lines.
 
     Returns:
         One line.
+
+    Examples:
+        >>> explain('Parser key "model": Parser key "kind": Expected a typing.Literal[1, 2]. Got: 3')
+        'model.kind: Expected one of 1, 2. Got: 3'
     """
     message = message.replace("Does not validate against any of the Union subtypes", "")
     lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
     kept = " ".join(line for line in lines if not _NOISE.match(line))
-    for key, known in (("model", METHODS), ("data", DATA)):
-        if f'"{key}"' in message and "given class_path" not in message:
-            wrong = kept.rsplit(" ", 1)[-1]
-            return f"{key} must be one of {', '.join(known)}, got {wrong}"
-    return kept
+    kept = re.sub(r"Problem with given class_path '[^']*': ", "", kept)
+    keys = re.findall(r'Parser key "([^"]+)": ', kept)
+    if keys:
+        kept = ".".join(keys) + ": " + re.sub(r'Parser key "[^"]+": ', "", kept)
+    return re.sub(r"a typing\.Literal\[(.*?)\]", r"one of \1", kept)

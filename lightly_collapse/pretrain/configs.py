@@ -1,10 +1,71 @@
-"""Configuration files that stand on other ones."""
+"""Configuration files: found by name, read over their bases, laid over one another."""
 
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+
+LIST_CONFIGS = "--list-configs"
+"""The option that prints the names of the shipped files."""
+
+# In a wheel the files are the package's own; in a checkout they lie beside the package.
+_PACKAGE = Path(__file__).parents[1]
+_SHIPPED = next((p for p in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if p.is_dir()), None)
+
+
+def list_configs(kind: str) -> list[str]:
+    """The names of the shipped files of one kind.
+
+    Args:
+        kind: `pretrain` or `sweep`.
+
+    Returns:
+        The names without `.yaml`, in order; those of parts hold their folder, as `method/byol`.
+
+    Examples:
+        >>> "digits-resnet18-simclr" in list_configs("pretrain")
+        True
+    """
+    if _SHIPPED is None:
+        return []
+    folder = _SHIPPED / kind
+    names = (path.relative_to(folder).with_suffix("") for path in folder.rglob("*.yaml"))
+    return sorted((name.as_posix() for name in names), key=lambda name: (name.count("/"), name))
+
+
+def find_config(name: str | Path, kind: str = "pretrain") -> Path:
+    """Find a configuration file: a path, or the name of a shipped one.
+
+    Args:
+        name: a file, or a name of `list_configs` with or without `.yaml`.
+        kind: `pretrain` or `sweep`.
+
+    Returns:
+        The file.
+
+    Raises:
+        ValueError: if there is neither, with the names nearest to it.
+
+    Examples:
+        >>> find_config("digits-resnet18-simclr").name
+        'digits-resnet18-simclr.yaml'
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    known = list_configs(kind)
+    wanted = path.as_posix().removesuffix(".yaml")
+    if _SHIPPED is not None and wanted in known:
+        return _SHIPPED / kind / f"{wanted}.yaml"
+    near = get_close_matches(wanted, known, n=3, cutoff=0.4)
+    raise ValueError(
+        f"config {name} is neither a file nor the name of a shipped configuration"
+        + (f"; near it are {', '.join(near)}" if near else "")
+        + f"; {LIST_CONFIGS} prints all names"
+    )
 
 
 def load_config(path: str | Path) -> dict[str, Any]:
@@ -21,7 +82,7 @@ def load_config(path: str | Path) -> dict[str, Any]:
         The merged configuration.
 
     Raises:
-        ValueError: if a file is no YAML mapping or stands on itself.
+        ValueError: if a file is no YAML mapping, or is among its own bases.
         OSError: if one cannot be read.
     """
     return _load(Path(path), ())
@@ -29,7 +90,7 @@ def load_config(path: str | Path) -> dict[str, Any]:
 
 def _load(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in above:
-        raise ValueError(f"config {path} stands on itself through its bases")
+        raise ValueError(f"config {path} is among its own bases")
     try:
         own = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -50,7 +111,7 @@ def merge(below: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         below: what is kept where `over` says nothing.
-        over: what counts where both speak.
+        over: what replaces it.
 
     Returns:
         The merged configuration.
@@ -68,10 +129,11 @@ def merge(below: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def split_config(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """Take the configuration files out of a command's words.
+    """Separate the configuration files from a command's other words.
 
     Args:
-        arguments: the words; `--config FILE`, `--config=FILE` or `-c FILE`, any number of times.
+        arguments: the words; `--config FILE`, `--config=FILE` or `-c FILE`, any number of times, a
+            file as `find_config` finds it.
 
     Returns:
         All files merged in order, and the other words.
@@ -90,6 +152,6 @@ def split_config(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
             continue
         path = value if equals else next(words, None)
         if not path or path.startswith("--"):
-            raise ValueError("--config needs the name of a YAML file")
-        config = merge(config, load_config(path))
+            raise ValueError("--config needs a YAML file or the name of a shipped one")
+        config = merge(config, load_config(find_config(path)))
     return config, rest

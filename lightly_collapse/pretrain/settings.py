@@ -7,10 +7,10 @@ from typing import Literal
 
 import torch
 from lightly.models.utils import get_weight_decay_parameters
-from lightly.utils.lars import LARS
 from torch import nn
 
 from lightly_collapse.loss.ldreg import Estimator, Norm
+from lightly_collapse.pretrain.lars import LARS
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,14 @@ class Orthogonality:
         weight: gamma.
         include: regular expressions of parameter names; None for every weight.
         exclude: regular expressions of parameter names to leave out.
+        split_qkv: treat a fused query, key and value projection as three weights.
     """
 
-    kind: str = "so"
+    kind: Literal["so", "dso", "mc", "srip", "conv"] = "so"
     weight: float = 1e-6
     include: list[str] | None = None
     exclude: list[str] | None = None
+    split_qkv: bool = False
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,8 @@ class LDReg:
         weight: beta.
         k: number of neighbours.
         norm: `l1` or `l2`.
-        estimator: `mom` or `mle`.
-        from_epoch: first epoch, from 0, in which it acts.
+        estimator: `mom`, the method of moments, or `mle`, maximum likelihood.
+        from_epoch: first epoch, counted from 0, in which it acts.
     """
 
     weight: float = 0.01
@@ -59,6 +61,9 @@ class OptimizerSettings:
         scaling: `none`; `linear`, times the whole batch over 256; `sqrt`, times the root of the
             whole batch. The whole batch is that of all devices and accumulated steps.
         momentum: of SGD and LARS.
+        betas: decay rates of AdamW's two moving averages.
+        trust_coefficient: of LARS, the paper's eta.
+        clip_rate: of LARS: no weight's adapted learning rate exceeds the schedule's.
         weight_decay: on weights; biases and normalisation layers have none.
         warmup_epochs: of linear warm-up.
         min_lr_factor: learning rate at the end, as a share of its peak.
@@ -70,17 +75,28 @@ class OptimizerSettings:
     learning_rate: float = 0.06
     scaling: Literal["none", "linear", "sqrt"] = "none"
     momentum: float = 0.9
+    betas: tuple[float, float] = (0.9, 0.999)
+    trust_coefficient: float = 1e-3
+    clip_rate: bool = False
     weight_decay: float = 5e-4
     warmup_epochs: int = 0
     min_lr_factor: float = 0.0
     probe_learning_rate: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "momentum", "weight_decay", "min_lr_factor"):
+        for name in (
+            "learning_rate",
+            "momentum",
+            "weight_decay",
+            "min_lr_factor",
+            "trust_coefficient",
+        ):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(
                     f"optimizer.{name} must be finite and not negative, got {getattr(self, name)}"
                 )
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"optimizer.betas must be in [0, 1), got {self.betas}")
         if self.warmup_epochs < 0:
             raise ValueError(
                 f"optimizer.warmup_epochs must not be negative, got {self.warmup_epochs}"
@@ -125,8 +141,13 @@ class OptimizerSettings:
             groups.append({"params": [*probe.parameters()], "weight_decay": 0.0, "lr": rate})
         rate = self.scaled_learning_rate(batch)
         if self.name == "adamw":
-            return torch.optim.AdamW(groups, lr=rate)
+            return torch.optim.AdamW(groups, lr=rate, betas=self.betas)
         if self.name == "lars":
-            lars: torch.optim.Optimizer = LARS(groups, lr=rate, momentum=self.momentum)
-            return lars
+            return LARS(
+                groups,
+                rate,
+                momentum=self.momentum,
+                trust_coefficient=self.trust_coefficient,
+                clip_rate=self.clip_rate,
+            )
         return torch.optim.SGD(groups, lr=rate, momentum=self.momentum)

@@ -259,7 +259,7 @@ def _measured(trainer: Trainer) -> dict[str, Any]:
         "collapse_rtol": report.settings["collapse_rtol"],
         "lid_k": out.scalars["lid_k"],
         "epochs": trainer.max_epochs,
-        "jitter": method.views.jitter,
+        "jitter": data.views.jitter,
         "train_images": data.train_count,
     }
 

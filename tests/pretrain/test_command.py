@@ -192,7 +192,7 @@ class PoisonLast(Callback):
         (["--model", "SimCLR", "--model.nonsense", "3"], ["nonsense"]),
         (["--model", "SimCLR", "--nonsense", "3"], ["--nonsense"]),
         (["--model", "SimCLR", "--model.temperature", "hot"], ["temperature", "hot"]),
-        (["--model", "SimCLR", "--model.views.jitter", "7"], ["views.jitter", "1.25", "7"]),
+        (["--model", "SimCLR", "--data.views.jitter", "7"], ["views.jitter", "in [0, 1]", "got 7"]),
         (["--model", "SimCLR", "--model.ldreg", '{"k": 64}'], ["ldreg.k", "64 rows", "32"]),
         (["--model", "SimCLR", "--data.batch_size", "100"], ["batch_size", "64", "100"]),
         (
@@ -201,11 +201,36 @@ class PoisonLast(Callback):
         ),
         (["--model", "SimCLR", "--data.train_images", "9999"], ["train_images", "1257", "9999"]),
         (["--model", "SimCLR", "--ckpt_path", "last"], ["last.ckpt", "does not exist"]),
-        (["--model", "SimCLR", "--model.orthogonality", '{"kind": "x"}'], ["kind", "srip", "'x'"]),
+        (["--model", "SimCLR", "--model.orthogonality", '{"kind": "x"}'], ["model.orthogonality.kind", "srip", "x"]),
         (["--model", "SimCLR", "--trainer.max_epochs", "-1"], ["max_epochs", "max_steps"]),
+        (["--model", "SimCLR", "--trainer.accelerator", "gpu"], ["trainer", "gpu"]),
+        (["--model", "SimCLR", "--trainer.devices", "0"], ["trainer.devices", "got 0"]),
+        (["--model", "SimCLR", "--trainer.devices", "-1"], ["trainer.devices", "got -1"]),
+        (["--model", "SimCLR", "--trainer.max_epochs", "-5"], ["trainer.max_epochs", "-5"]),
+        (["--model", "SimCLR", "--trainer.profiler", "no"], ["trainer.profiler", "simple", "no"]),
+        (
+            ["--model", "SimCLR", "--trainer.accumulate_grad_batches", "0"],
+            ["trainer.accumulate_grad_batches", "at least 1", "got 0"],
+        ),
+        (
+            ["--model", "SimCLR", "--trainer.val_check_interval", "0"],
+            ["trainer.val_check_interval", "positive"],
+        ),
+        (
+            ["--model", "SimCLR", "--trainer.check_val_every_n_epoch", "0"],
+            ["trainer.check_val_every_n_epoch", "at least 1"],
+        ),
+        (
+            ["--model", "SimCLR", "--trainer.limit_train_batches", "0"],
+            ["trainer.limit_train_batches", "positive"],
+        ),
+        (["--model", "SimCLR", "--data.image_size", "-3"], ["data.image_size", "8", "-3"]),
+        (["--model", "SimCLR", "--seed_everything", "-1"], ["seed_everything", "-1"]),
+        (["--model", "SimCLR", "--seed_everything", "1" + "0" * 23], ["seed_everything"]),
         (["--model", "MAE"], ["ViT", "resnet18"]),
         (["--model", "DirectCLR"], ["loss_dim", "32", "360"]),
-        (["--config", "nowhere.yaml"], ["nowhere.yaml"]),
+        (["--config", "nowhere.yaml"], ["nowhere.yaml", "--list-configs"]),
+        (["--config", "digits-resnet18-simclrr"], ["digits-resnet18-simclr,"]),
         (["--config"], ["--config"]),
         ([], ["model"]),
     ],
@@ -223,8 +248,9 @@ def test_bad_input_is_one_line_and_exit_2_before_training(tmp_path, capsys, word
         *words[len(name) :],
     ]
     assert main(["pretrain", *arguments, "--output", str(tmp_path / "out")]) == 2
-    lines = [x for x in capsys.readouterr().err.splitlines() if "lightly-collapse pretrain" in x]
-    (line,) = lines
+    captured = capsys.readouterr()
+    (line,) = captured.err.splitlines()
+    assert captured.out == ""
     assert line.startswith("lightly-collapse pretrain: error: ")
     for word in said:
         assert word in line

@@ -11,7 +11,6 @@ from torch.nn.functional import affine_grid, conv2d, grid_sample, pad
 
 # Rec. 601 luma, as torchvision's rgb_to_grayscale has it.
 _LUMA = (0.2989, 0.587, 0.114)
-_BRIGHTNESS, _HUE = 0.8, 0.2
 _BLUR_SIGMA = (0.1, 2.0)
 
 
@@ -23,12 +22,17 @@ class ViewSettings:
         min_scale: smallest share of the image's area that a crop shows; a crop of a global view
             shows up to the whole image.
         flip: probability of a horizontal flip.
-        jitter: strength s of the colour jitter: brightness, contrast and saturation change by a
-            factor in [1 - 0.8 s, 1 + 0.8 s], hue by up to 0.2 s of the circle.
+        vertical_flip: probability of a vertical flip.
+        jitter: a factor on the four strengths of the colour jitter.
+        brightness: strength b; with s = jitter, brightness changes by a factor in [1 - b s, 1 + b s].
+        contrast: likewise.
+        saturation: likewise.
+        hue: strength h; the hue is shifted by up to h s of the circle.
         jitter_probability: probability that the colours are jittered at all.
         gray: probability of a grey image.
-        blur: probability of a Gaussian blur, for the first and the second view.
-        solarize: probability that pixels above one half are inverted, likewise.
+        blur: probability of a Gaussian blur, of the first and of the second view.
+        solarize: probability that pixels above one half are inverted, of the first and of the
+            second view.
         local_crops: how many small views are drawn besides (SwAV, DINO).
         local_scale: smallest and largest share of the area that a small view shows.
         local_size: height and width of a small view; None for half the image's.
@@ -36,7 +40,12 @@ class ViewSettings:
 
     min_scale: float = 0.08
     flip: float = 0.5
+    vertical_flip: float = 0.0
     jitter: float = 1.0
+    brightness: float = 0.8
+    contrast: float = 0.8
+    saturation: float = 0.8
+    hue: float = 0.2
     jitter_probability: float = 0.8
     gray: float = 0.2
     blur: tuple[float, float] = (0.5, 0.5)
@@ -48,11 +57,16 @@ class ViewSettings:
     def __post_init__(self) -> None:
         if not 0 < self.min_scale <= 1:
             raise ValueError(f"views.min_scale must be in (0, 1], got {self.min_scale}")
-        if not 0 <= self.jitter <= 1.25:
-            raise ValueError(f"views.jitter must be in [0, 1.25], got {self.jitter}")
+        for name, most in (("brightness", 1), ("contrast", 1), ("saturation", 1), ("hue", 0.5)):
+            strength = getattr(self, name)
+            if not (self.jitter >= 0 and strength >= 0 and self.jitter * strength <= most):
+                raise ValueError(
+                    f"views.jitter times views.{name} must be in [0, {most}], got {self.jitter} "
+                    f"times {strength}"
+                )
         if self.local_crops < 0:
             raise ValueError(f"views.local_crops must not be negative, got {self.local_crops}")
-        for name in ("flip", "jitter_probability", "gray", "blur", "solarize"):
+        for name in ("flip", "vertical_flip", "jitter_probability", "gray", "blur", "solarize"):
             value = getattr(self, name)
             if any(not 0 <= p <= 1 for p in (value if isinstance(value, tuple) else (value,))):
                 raise ValueError(f"views.{name} must be a probability in [0, 1], got {value}")
@@ -105,12 +119,13 @@ def worker_views(
                 crop_size=view.size,
                 crop_scale=view.scale,
                 hf_prob=settings.flip,
+                vf_prob=settings.vertical_flip,
                 cj_prob=settings.jitter_probability,
                 cj_strength=settings.jitter,
-                cj_bright=_BRIGHTNESS,
-                cj_contrast=_BRIGHTNESS,
-                cj_sat=_BRIGHTNESS,
-                cj_hue=_HUE,
+                cj_bright=settings.brightness,
+                cj_contrast=settings.contrast,
+                cj_sat=settings.saturation,
+                cj_hue=settings.hue,
                 random_gray_scale=settings.gray,
                 gaussian_blur=view.blur,
                 sigmas=_BLUR_SIGMA,
@@ -125,8 +140,8 @@ def worker_views(
 class DeviceViews:
     """The same views of a whole batch at once, on its own device, every image with its own draws.
 
-    torchvision's v2 transforms draw once for a batch; in contrastive learning that would tell all
-    its images apart from no other. Differences from the transforms one by one: brightness,
+    torchvision's v2 transforms draw once for a whole batch, so that all its images would be changed
+    alike. Differences from the transforms one by one: brightness,
     contrast, saturation and hue are applied in that order rather than in a random one, crops are
     not rounded to whole pixels, and a crop that is made smaller is not antialiased. Random numbers
     come from the device's global generator.
@@ -161,9 +176,12 @@ class DeviceViews:
         s = self._settings
         n, device = len(images), images.device
         x = crop_and_flip(images, *_boxes(n, view.scale, s.flip, device), view.size)
+        if s.vertical_flip > 0:
+            chosen = _chosen(n, s.vertical_flip, device)
+            x[chosen] = x[chosen].flip(-2)
         if s.jitter > 0 and s.jitter_probability > 0:
             chosen = _chosen(n, s.jitter_probability, device)
-            x[chosen] = _jitter(x[chosen], s.jitter)
+            x[chosen] = _jitter(x[chosen], s)
         if s.gray > 0:
             chosen = _chosen(n, s.gray, device)
             x[chosen] = grayscale(x[chosen]).expand(-1, 3, -1, -1)
@@ -222,18 +240,16 @@ def crop_and_flip(images: Tensor, centre: Tensor, half: Tensor, size: int) -> Te
     return grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
-def _jitter(x: Tensor, strength: float) -> Tensor:
+def _jitter(x: Tensor, settings: ViewSettings) -> Tensor:
     n, device = len(x), x.device
-    spread = _BRIGHTNESS * strength
-    factors = [_uniform(n, max(0, 1 - spread), 1 + spread, device) for _ in range(3)]
-    shift = _uniform(n, -_HUE * strength, _HUE * strength, device)
-    return shift_hue(
-        scale_saturation(
-            scale_contrast(scale_brightness(x, factors[0]), factors[1]),
-            factors[2],
-        ),
-        shift,
+    brightness, contrast, saturation = (
+        _uniform(n, 1 - settings.jitter * strength, 1 + settings.jitter * strength, device)
+        for strength in (settings.brightness, settings.contrast, settings.saturation)
     )
+    hue = settings.jitter * settings.hue
+    shift = _uniform(n, -hue, hue, device)
+    x = scale_contrast(scale_brightness(x, brightness), contrast)
+    return shift_hue(scale_saturation(x, saturation), shift)
 
 
 def grayscale(x: Tensor) -> Tensor:

@@ -18,6 +18,16 @@ def _mixed(*words: int) -> int:
     return int(np.random.SeedSequence(words).generate_state(1)[0])
 
 
+def check_at_least(name: str, value: int | None, low: int) -> None:
+    """Refuse a setting of the data below its least value; None is let through.
+
+    Raises:
+        ValueError: naming the setting.
+    """
+    if value is not None and value < low:
+        raise ValueError(f"data.{name} must be at least {low}, got {value}")
+
+
 class _EpochLoader(DataLoader[Any]):
     """A loader whose order and workers' random numbers follow from the seed and the epoch alone.
 
@@ -50,13 +60,16 @@ class _Prepared:
             yield self._data.on_after_batch_transfer(batch, 0)
 
 
+_VIEWS = ViewSettings()
+
+
 class PretrainData(LightningDataModule):
     """Training images as views; a bank of training images and held-out images as they are.
 
     Training batches are `(views, labels)`, evaluation batches `(images, labels)`. The validation
     loaders are the bank and the held-out images, in this order. The order of the images and all
     random numbers of a training step follow from `seed`, the epoch, the batch and the process, so
-    that a run that is resumed after an epoch goes on as if it had never stopped.
+    that a run that is resumed after an epoch gives the weights of one that was not interrupted.
 
     Args:
         batch_size: images a step and process.
@@ -64,12 +77,12 @@ class PretrainData(LightningDataModule):
         train_images: how many of the training images are used, drawn once and for all; None for
             all of them.
         bank_images: how many training images the kNN vote during training chooses from.
+        views: how the views of a training image are drawn.
 
     Raises:
         ValueError: if a number is out of range.
     """
 
-    num_classes: int | None = None
     train_count: int
     image_size: int
     normalization: Normalization = IMAGENET
@@ -81,20 +94,23 @@ class PretrainData(LightningDataModule):
         num_workers: int = 0,
         train_images: int | None = None,
         bank_images: int = 10_000,
+        views: ViewSettings = _VIEWS,
     ) -> None:
         super().__init__()
-        for name, value, low in (
-            ("batch_size", batch_size, 1),
-            ("num_workers", num_workers, 0),
-            ("train_images", train_images, 1),
-            ("bank_images", bank_images, 1),
-        ):
-            if value is not None and value < low:
-                raise ValueError(f"data.{name} must be at least {low}, got {value}")
+        check_at_least("batch_size", batch_size, 1)
+        check_at_least("num_workers", num_workers, 0)
+        check_at_least("train_images", train_images, 1)
+        check_at_least("bank_images", bank_images, 1)
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.train_images = train_images
         self.bank_images = bank_images
+        self.views = views
+
+    @property
+    @abstractmethod
+    def num_classes(self) -> int:
+        """Number of classes of the labels; 0 where there are no labels. Known before `setup`."""
 
     @abstractmethod
     def evaluation_loaders(self, bank_images: int | None = None) -> list[DataLoader[Any]]:
@@ -132,7 +148,7 @@ class PretrainData(LightningDataModule):
 
     def _views(self) -> tuple[ViewSettings, int]:
         method: Any = self.trainer.lightning_module  # type: ignore[union-attr]
-        return method.views, method.global_views
+        return self.views, method.global_views
 
     def _train_loader(self, dataset: Dataset[Any], **kwargs: Any) -> DataLoader[Any]:
         trainer: Any = self.trainer

@@ -17,7 +17,10 @@ from torchvision.transforms import v2
 from lightly_collapse.io.digits import digit_colours, digits_split
 from lightly_collapse.io.images import CIFAR, DIGITS, Normalization
 from lightly_collapse.pretrain.data.augment import DeviceViews, worker_views
-from lightly_collapse.pretrain.data.base import PretrainData
+from lightly_collapse.pretrain.data.base import PretrainData, check_at_least
+
+MIN_IMAGE_SIZE = 8
+"""Pixels of the smallest image: a small view has half as many, and a blur needs four."""
 
 
 class _Memory(Dataset[Any]):
@@ -54,7 +57,6 @@ class SmallImages(PretrainData):
             return
         train, held_out = self.load()
         self._train, self._held_out = _Memory(*train), _Memory(*held_out)
-        self.num_classes = int(self._held_out.labels.max()) + 1
         self.train_count = len(self._train)
         self._draw: DeviceViews | None = None
 
@@ -87,9 +89,11 @@ class Digits(SmallImages):
     """
 
     normalization = DIGITS
+    num_classes = 10
 
     def __init__(self, image_size: int = 16, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        check_at_least("image_size", image_size, MIN_IMAGE_SIZE)
         self.image_size = image_size
 
     def load(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -112,6 +116,7 @@ class CIFAR10(SmallImages):
     """
 
     normalization = CIFAR
+    num_classes = 10
     dataset: type[datasets.CIFAR10] = datasets.CIFAR10
 
     def __init__(self, root: str = "data", download: bool = False, **kwargs: Any) -> None:
@@ -147,15 +152,26 @@ class CIFAR100(CIFAR10):
         kwargs: see `CIFAR10` and `PretrainData`.
     """
 
+    num_classes = 100
     dataset = datasets.CIFAR100
 
 
-def _image_folder(root: str, part: str, **kwargs: Any) -> datasets.ImageFolder:
+def _part(root: str, part: str) -> Path:
     folder = Path(root) / part
     if not folder.is_dir():
         raise ValueError(
             f"data.root {root} must hold the folder {part} with one folder of images a class"
         )
+    return folder
+
+
+def _count_classes(root: str, part: str) -> int:
+    """How many folders of images there are, without reading an image."""
+    return sum(entry.is_dir() for entry in _part(root, part).iterdir())
+
+
+def _image_folder(root: str, part: str, **kwargs: Any) -> datasets.ImageFolder:
+    folder = _part(root, part)
     try:
         return datasets.ImageFolder(str(folder), **kwargs)
     except FileNotFoundError as error:
@@ -186,7 +202,13 @@ class SmallImageFolder(SmallImages):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        check_at_least("image_size", image_size, MIN_IMAGE_SIZE)
         self.root, self.train, self.val, self.image_size = root, train, val, image_size
+
+    @property
+    def num_classes(self) -> int:
+        """Number of folders of training images."""
+        return _count_classes(self.root, self.train)
 
     def load(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """Read the images of both folders; of the training images only those that are used."""
@@ -231,7 +253,13 @@ class ImageFolder(PretrainData):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        check_at_least("image_size", image_size, MIN_IMAGE_SIZE)
         self.root, self.train, self.val, self.image_size = root, train, val, image_size
+
+    @property
+    def num_classes(self) -> int:
+        """Number of folders of training images."""
+        return _count_classes(self.root, self.train)
 
     def setup(self, stage: str) -> None:
         """Find the images."""
@@ -239,7 +267,6 @@ class ImageFolder(PretrainData):
         self._bank = _image_folder(self.root, self.train, transform=plain)
         self._held_out = _image_folder(self.root, self.val, transform=plain)
         self._indices = self._chosen(len(self._bank))
-        self.num_classes = len(self._bank.classes)
         self.train_count = len(self._indices)
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -279,6 +306,7 @@ class LightlyFolder(PretrainData):
 
     def __init__(self, root: str = "data", image_size: int = 224, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        check_at_least("image_size", image_size, MIN_IMAGE_SIZE)
         self.root, self.image_size = root, image_size
 
     def setup(self, stage: str) -> None:

@@ -15,11 +15,10 @@ from torch import Tensor, nn
 
 from lightly_collapse.io.backbones import BackboneSettings, create_backbone
 from lightly_collapse.loss import LDRegularizer, OrthogonalityRegularizer
-from lightly_collapse.pretrain.data.augment import ViewSettings
 from lightly_collapse.pretrain.evaluation import HeldOut
 from lightly_collapse.pretrain.settings import LDReg, OptimizerSettings, Orthogonality
 
-_BACKBONE, _OPTIMIZER, _VIEWS = BackboneSettings(), OptimizerSettings(), ViewSettings()
+_BACKBONE, _OPTIMIZER = BackboneSettings(), OptimizerSettings()
 
 
 class DivergedError(ValueError):
@@ -28,7 +27,7 @@ class DivergedError(ValueError):
 
 @dataclass(frozen=True)
 class Step:
-    """What a method makes of one batch.
+    """Loss and representations of one batch.
 
     Attributes:
         loss: its objective, a scalar.
@@ -45,42 +44,50 @@ class Method(LightningModule):
     """One self-supervised method: a backbone, heads and an objective.
 
     A method defines `step`, and `trainable_modules` where more than the backbone and `self.head` is
-    trained; the rest is here: regularizers, optimizer, online evaluation, and the checks before and
-    during training.
+    trained; regularizers, optimizer, online evaluation, and the checks before and during training
+    are here. A training step waits for the device once, to check that all its values are finite.
 
     Args:
         backbone: the encoder.
         optimizer: the optimizer and its schedule.
-        views: how views are drawn.
         orthogonality: orthogonality regularization of the backbone; None for none.
         ldreg: local dimensionality regularization; None for none.
-        channels_last: lay images and convolutions out with their channels last, which most
-            hardware runs faster.
+        channels_last: store images and convolution weights with their channels last, which is
+            faster on most hardware.
+        num_classes: of the data's labels, for the online linear probe; the command fills it in. No
+            probe is trained with fewer than two.
 
     Raises:
         ValueError: if a setting is out of range, naming it.
     """
 
     global_views = 2
+    """How many full-size views of an image a step takes."""
+
+    ldreg_scale = 1.0
+    """A factor on LDReg's weight, where a method's published form is not a mean over all rows."""
 
     def __init__(
         self,
         backbone: BackboneSettings = _BACKBONE,
         optimizer: OptimizerSettings = _OPTIMIZER,
-        views: ViewSettings = _VIEWS,
         orthogonality: Orthogonality | None = None,
         ldreg: LDReg | None = None,
         channels_last: bool = False,
+        num_classes: int = 0,
     ) -> None:
         super().__init__()
         self.backbone_settings = backbone
         self.optimizer = optimizer
-        self.views = views
         self.channels_last = channels_last
         self.backbone = create_backbone(backbone)
         self.feature_dim: int = self.backbone.feature_dim  # type: ignore[assignment]
         self.head: nn.Module = nn.Identity()
         self.probe: OnlineLinearClassifier | None = None
+        if num_classes > 1:
+            self.probe = OnlineLinearClassifier(
+                self.feature_dim, num_classes, topk=(1, min(5, num_classes))
+            )
         self.orthogonality = (
             OrthogonalityRegularizer(
                 self.backbone,
@@ -88,19 +95,25 @@ class Method(LightningModule):
                 orthogonality.weight,
                 orthogonality.include,
                 orthogonality.exclude,
+                orthogonality.split_qkv,
             )
             if orthogonality is not None
             else None
         )
         self.ldreg = (
             LDRegularizer(
-                ldreg.weight, ldreg.k, ldreg.norm, ldreg.estimator, gather_distributed=True
+                self.ldreg_scale * ldreg.weight,
+                ldreg.k,
+                ldreg.norm,
+                ldreg.estimator,
+                gather_distributed=True,
             )
             if ldreg is not None
             else None
         )
         self._ldreg_from = ldreg.from_epoch if ldreg is not None else 0
         self._held_out = HeldOut()
+        self._finite: dict[str, Tensor] = {}
 
     @abstractmethod
     def step(self, views: Sequence[Tensor]) -> Step:
@@ -130,16 +143,13 @@ class Method(LightningModule):
             backbone: another encoder than the trained one, such as its momentum copy.
 
         Returns:
-            (n, feature_dim).
-
-        Raises:
-            DivergedError: if it holds NaN or inf.
+            (n, feature_dim); whether it is finite is checked with the loss.
         """
         if self.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         features: Tensor = (backbone or self.backbone)(images)
-        if not features.isfinite().all():
-            raise self._diverged("the representation holds NaN or inf")
+        if self.training:
+            self._expect_finite("the representation holds NaN or inf", features)
         return features
 
     def forward(self, images: Tensor) -> Tensor:
@@ -151,28 +161,23 @@ class Method(LightningModule):
         embedding: Tensor = self.head(features)
         return embedding
 
-    def momentum(self, start: float) -> float:
-        """The momentum of a momentum encoder at this step, on a cosine from `start` to 1."""
+    def momentum(self, start: float, end: float = 1.0) -> float:
+        """The momentum of a momentum encoder at this step, on a cosine from `start` to `end`."""
         steps = max(1, int(self.trainer.estimated_stepping_batches))
-        return float(cosine_schedule(self.global_step, steps, start, 1.0))
+        return float(cosine_schedule(self.global_step, steps, start, end))
 
     def training_step(self, batch: tuple[Sequence[Tensor], Tensor], batch_idx: int) -> Tensor:
         """The loss of one batch, with regularizers and the online probe's."""
         views, labels = batch
-        step = self.step(views)
-        loss = step.loss
-        if not loss.isfinite():
-            raise self._diverged(f"the loss is {loss.item()}")
-        if self.orthogonality is not None:
-            penalty = self.orthogonality()
-            self.log("orthogonality", penalty)
-            loss = loss + penalty
-        if self.ldreg is not None and self.current_epoch >= self._ldreg_from:
-            penalty = self.ldreg(*step.features, reference=step.reference)
-            self.log("ldreg", penalty)
-            loss = loss + penalty
-        if not loss.isfinite():
-            raise self._diverged(f"the regularized loss is {loss.item()}")
+        self._finite.clear()
+        try:
+            step = self.step(views)
+            loss = self._regularized(step)
+        except ValueError:
+            # A loss or a regularizer refuses rows that are not finite in words of its own.
+            self._check_finite()
+            raise
+        self._check_finite()
         self.log("loss", loss, prog_bar=True)
         if self.probe is None:
             return loss
@@ -183,12 +188,48 @@ class Method(LightningModule):
         total: Tensor = loss + probe_loss
         return total
 
+    def _regularized(self, step: Step) -> Tensor:
+        loss = step.loss
+        self._expect_finite("the loss is {}", loss)
+        if self.orthogonality is not None:
+            penalty = self.orthogonality()
+            self.log("orthogonality", penalty)
+            loss = loss + penalty
+        if self.ldreg is not None and self.current_epoch >= self._ldreg_from:
+            penalty = self.ldreg(*step.features, reference=step.reference)
+            self.log("ldreg", penalty)
+            loss = loss + penalty
+        self._expect_finite("the regularized loss is {}", loss)
+        return loss
+
+    def _expect_finite(self, what: str, value: Tensor) -> None:
+        """Note on the device whether a value is finite; `_check_finite` reads all such notes."""
+        # A finite sum has finite terms; the sum is much the faster to compute.
+        total = value.detach().sum(dtype=torch.float32)
+        self._finite[what] = total + self._finite.get(what, 0.0)
+
+    def _check_finite(self) -> None:
+        """Wait for the device, once, and stop if a value of this step was not finite.
+
+        Raises:
+            DivergedError: naming the first value that was not.
+        """
+        if not self._finite:
+            return
+        totals: list[float] = torch.stack([*self._finite.values()]).tolist()
+        for what, total in zip(self._finite, totals, strict=True):
+            if not math.isfinite(total):
+                raise self._diverged(what.format(total))
+
     def validation_step(
         self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Collect representations: of training images (loader 0) and held-out ones (loader 1)."""
         images, labels = batch
-        self._held_out.add(dataloader_idx, self.encode(images), labels)
+        features = self.encode(images)
+        if not features.isfinite().all():
+            raise self._diverged("the representation holds NaN or inf")
+        self._held_out.add(dataloader_idx, features, labels)
 
     def on_validation_epoch_end(self) -> None:
         """Log kNN and online linear accuracy and RankMe of the held-out representations."""
@@ -199,12 +240,8 @@ class Method(LightningModule):
             self.log(name, value, prog_bar=True)
 
     def setup(self, stage: str) -> None:
-        """Make the online probe and check the settings against the data, before any training."""
+        """Check the settings against the data, before any training."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        if data.num_classes > 1 and self.probe is None:
-            self.probe = OnlineLinearClassifier(
-                self.feature_dim, data.num_classes, topk=(1, min(5, data.num_classes))
-            )
         if stage != "fit":
             return
         if self.channels_last:
@@ -260,16 +297,18 @@ class Method(LightningModule):
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
 
     def on_train_epoch_end(self) -> None:
-        """Refuse to go on to the checkpoint with weights that are no longer finite."""
-        for name, value in self.state_dict().items():
-            if value.is_floating_point() and not value.isfinite().all():
+        """Stop before the checkpoint is written if weights are no longer finite."""
+        state = {k: v for k, v in self.state_dict().items() if v.is_floating_point()}
+        finite = torch.stack([value.isfinite().all() for value in state.values()])
+        for name, good in zip(state, finite.tolist(), strict=True):
+            if not good:
                 raise self._diverged(f"{name} holds NaN or inf")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Write down which method and backbone the weights are of, and what the state leaves out.
+        """Add the method's and the backbone's settings, and the buffers that the state leaves out.
 
-        Some buffers are not part of a module's state, MoCo's queue and SRIP's tracked vectors among
-        them, but decide how training goes on.
+        Non-persistent buffers, such as MoCo's queue and SRIP's tracked vectors, are needed to resume
+        with the same result.
         """
         state = self.state_dict()
         checkpoint["buffers"] = {
@@ -282,7 +321,7 @@ class Method(LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up the buffers that are not part of the state."""
+        """Restore the buffers that are not part of the state."""
         for name, value in checkpoint["buffers"].items():
             path, _, attribute = name.rpartition(".")
             module = self.get_submodule(path)

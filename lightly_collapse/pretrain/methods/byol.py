@@ -1,64 +1,66 @@
 """BYOL."""
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
 from lightly.loss import NegativeCosineSimilarity
 from lightly.models.modules import BYOLPredictionHead, BYOLProjectionHead
-from lightly.models.utils import deactivate_requires_grad, update_momentum
-from torch import Tensor, cat, nn, no_grad
+from torch import Tensor, cat, nn
 
-from lightly_collapse.pretrain.methods.base import Method, Step
+from lightly_collapse.pretrain.methods.base import Step
+from lightly_collapse.pretrain.methods.momentum import MomentumMethod
 
 
-class BYOL(Method):
-    """BYOL: a predictor foretells the momentum encoder's projection of the other view.
+class BYOL(MomentumMethod):
+    """BYOL: a predictor is trained to give the momentum encoder's projection of the other view.
 
-    LDReg also takes the momentum encoder's representations as points to find neighbours among.
+    The loss is the sum over both directions of 2 - 2 cos(prediction, projection), averaged over the
+    batch: equations 2 and 3 of the paper. LDReg, as in its official code, finds neighbours among the
+    momentum encoder's representations too, and sums the means of the two views.
 
     Args:
-        hidden_dim: of projector and predictor.
+        hidden_dim: of the projector's hidden layer.
         output_dim: of projector and predictor.
         start_momentum: of the momentum encoder; it rises to 1 on a cosine.
+        prediction_dim: of the predictor's hidden layer; None for `hidden_dim`.
         kwargs: see `Method`.
 
     Source: Grill et al., NeurIPS 2020, arXiv 2006.07733.
     """
+
+    ldreg_scale = 2.0
 
     def __init__(
         self,
         hidden_dim: int = 4096,
         output_dim: int = 256,
         start_momentum: float = 0.996,
+        prediction_dim: int | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(start_momentum=start_momentum, **kwargs)
         self.head = BYOLProjectionHead(self.feature_dim, hidden_dim, output_dim)
-        self.predictor = BYOLPredictionHead(output_dim, hidden_dim, output_dim)
-        self.momentum_backbone = copy.deepcopy(self.backbone)
-        self.momentum_head = copy.deepcopy(self.head)
-        deactivate_requires_grad(self.momentum_backbone)
-        deactivate_requires_grad(self.momentum_head)
+        self.predictor = BYOLPredictionHead(output_dim, prediction_dim or hidden_dim, output_dim)
+        self.add_momentum_encoder()
         self.criterion = NegativeCosineSimilarity()
-        self.start_momentum = start_momentum
 
     def trainable_modules(self) -> list[nn.Module]:
         """Backbone, projector and predictor."""
         return [*super().trainable_modules(), self.predictor]
 
     def step(self, views: Sequence[Tensor]) -> Step:
-        """Negative cosine similarity, each view foretelling the other."""
-        momentum = self.momentum(self.start_momentum)
-        update_momentum(self.backbone, self.momentum_backbone, m=momentum)
-        update_momentum(self.head, self.momentum_head, m=momentum)
+        """2 - 2 cos of prediction and momentum projection, summed over both directions."""
+        self.update_momentum_encoder()
         r0, r1 = (self.encode(view) for view in views)
         p0, p1 = (self.predictor(self.embed(r)) for r in (r0, r1))
-        with no_grad():
-            t0, t1 = (self.encode(view, self.momentum_backbone) for view in views)
-            z0, z1 = (self.momentum_head(t) for t in (t0, t1))
-        loss = (self.criterion(p0, z1) + self.criterion(p1, z0)) / 2
+        (t0, z0), (t1, z1) = (self.momentum_embed(view) for view in views)
+        # The criterion is the mean of -cos.
+        loss = 4 + 2 * (self.criterion(p0, self.target(z1)) + self.criterion(p1, self.target(z0)))
         return Step(loss, (r0, r1), cat([t0, t1]))
+
+    def target(self, projection: Tensor) -> Tensor:
+        """What a prediction is compared with: the momentum projection itself."""
+        return projection
 
     def _ldreg_rows(self, batch_size: int) -> int:
         return 4 * batch_size

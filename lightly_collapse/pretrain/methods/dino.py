@@ -13,9 +13,9 @@ from lightly_collapse.pretrain.methods.base import Method, Step
 
 
 class DINO(Method):
-    """DINO: a student foretells its momentum teacher's centred, sharpened distribution.
+    """DINO: a student is trained to give its momentum teacher's centred distribution.
 
-    Small views, where `views.local_crops` asks for them, go to the student alone. The student is
+    Small views, where `data.views.local_crops` asks for them, go to the student alone. The student is
     what is evaluated and exported, as with the other methods.
 
     Args:
@@ -65,12 +65,12 @@ class DINO(Method):
         update_momentum(self.backbone, self.teacher_backbone, m=momentum)
         update_momentum(self.student, self.teacher, m=momentum)
         features = [self.encode(view) for view in views]
-        foretold = [self.student(r) for r in features]
+        predicted = [self.student(r) for r in features]
         with no_grad():
-            taught = [self.teacher(self.encode(v, self.teacher_backbone)) for v in views[:2]]
-        loss = self.criterion(taught, foretold, epoch=self.current_epoch)
+            targets = [self.teacher(self.encode(v, self.teacher_backbone)) for v in views[:2]]
+        loss = self.criterion(targets, predicted, epoch=self.current_epoch)
         return Step(loss, (features[0], features[1]))
 
     def on_after_backward(self) -> None:
-        """Hold the last layer still in the first epochs."""
+        """Drop the last layer's gradient in the first epochs."""
         self.student.cancel_last_layer_gradients(current_epoch=self.current_epoch)

@@ -16,7 +16,7 @@ from lightly_collapse.pretrain.methods.base import Method, Step
 
 
 class MAE(Method):
-    """MAE: a ViT sees a part of the patches, and a decoder paints the others.
+    """MAE: a ViT encodes a part of the patches, and a decoder predicts the pixels of the others.
 
     The representation is the class token: of the visible patches in training, of the whole image
     in evaluation. The views should be crops and flips alone, without changes of colour.
@@ -26,7 +26,7 @@ class MAE(Method):
         decoder_layers: transformer blocks of the decoder.
         decoder_heads: its attention heads.
         decoder_dim: its width.
-        normalize_patches: paint patches of mean zero and deviation one.
+        normalize_patches: predict each patch with mean zero and standard deviation one.
         kwargs: see `Method`; the backbone must be a ViT.
 
     Source: He et al., CVPR 2022, arXiv 2111.06377.
@@ -84,10 +84,10 @@ class MAE(Method):
         tokens = utils.repeat_token(self.mask_token, (len(images), vit.seq_length))
         visible = self.decoder.embed(encoded)
         tokens = utils.set_at_index(tokens.type_as(visible), keep, visible)
-        painted = self.decoder.predict(utils.get_at_index(self.decoder.decode(tokens), mask))
+        predicted = self.decoder.predict(utils.get_at_index(self.decoder.decode(tokens), mask))
         # The class token is the sequence's first; patches are counted without it.
         target = utils.get_at_index(utils.patchify(images, vit.patch_size), mask - 1)
         if self.normalize_patches:
             spread = target.var(dim=-1, keepdim=True).add(1e-6).sqrt()
             target = (target - target.mean(dim=-1, keepdim=True)) / spread
-        return Step(mse_loss(painted, target), (encoded[:, 0],))
+        return Step(mse_loss(predicted, target), (encoded[:, 0],))

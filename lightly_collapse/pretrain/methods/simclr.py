@@ -3,16 +3,18 @@
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import torch
 from lightly.loss import NTXentLoss
 from lightly.models.modules import SimCLRProjectionHead
 from torch import Tensor, nn
 
+from lightly_collapse.loss import DirectCLRLoss
 from lightly_collapse.models import LinearProjectionHead
 from lightly_collapse.pretrain.methods.base import Method, Step
 
 
 class SimCLR(Method):
-    """SimCLR: NT-Xent between the embeddings of two views.
+    """SimCLR: a contrastive loss between the embeddings of two views.
 
     Args:
         projector: `mlp`, two layers; `none`; or a linear one: `linear`, `orthogonal`, `diagonal`,
@@ -21,7 +23,10 @@ class SimCLR(Method):
         output_dim: of the projector; None for 128 (or hidden_dim, where that is less) with the MLP,
             the representation's width with a linear one, and 360/2048 of that, DirectCLR's share,
             with one of low rank.
-        temperature: of NT-Xent.
+        temperature: of the loss.
+        num_layers: of the MLP.
+        negatives: `both_views`, NT-Xent; or `other_view`, InfoNCE as in DirectCLR's official code,
+            whose negatives are of the other view alone.
         kwargs: see `Method`.
 
     Source: Chen et al., ICML 2020, arXiv 2002.05709; Jing et al., ICLR 2022, arXiv 2110.09348.
@@ -35,6 +40,8 @@ class SimCLR(Method):
         hidden_dim: int | None = None,
         output_dim: int | None = None,
         temperature: float = 0.1,
+        num_layers: int = 2,
+        negatives: Literal["both_views", "other_view"] = "both_views",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -42,15 +49,22 @@ class SimCLR(Method):
         if projector == "mlp":
             hidden = hidden_dim or width
             # Its last layer is linear: more outputs than inputs would be collapsed from the start.
-            self.head = SimCLRProjectionHead(width, hidden, output_dim or min(128, hidden))
+            self.head = SimCLRProjectionHead(width, hidden, output_dim or min(128, hidden), num_layers)
         elif projector == "none":
             self.head = nn.Identity()
         else:
             low = max(1, width * 360 // 2048) if projector.startswith("low_rank") else width
             self.head = LinearProjectionHead(width, output_dim or low, kind=projector)
-        self.criterion = NTXentLoss(temperature=temperature, gather_distributed=True)
+        self.criterion: nn.Module
+        if negatives == "both_views":
+            self.criterion = NTXentLoss(temperature=temperature, gather_distributed=True)
+        else:
+            with torch.no_grad():
+                width = self.head.eval()(torch.zeros(1, width)).shape[1]
+            self.head.train()
+            self.criterion = DirectCLRLoss(width, temperature, gather_distributed=True)
 
     def step(self, views: Sequence[Tensor]) -> Step:
-        """NT-Xent of the two views' embeddings."""
+        """The contrastive loss of the two views' embeddings."""
         r0, r1 = (self.encode(view) for view in views)
         return Step(self.criterion(self.embed(r0), self.embed(r1)), (r0, r1))

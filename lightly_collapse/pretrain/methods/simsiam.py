@@ -11,7 +11,7 @@ from lightly_collapse.pretrain.methods.base import Method, Step
 
 
 class SimSiam(Method):
-    """SimSiam: a predictor foretells the other view's projection, which gets no gradient.
+    """SimSiam: a predictor is trained to give the other view's projection, which gets no gradient.
 
     Args:
         hidden_dim: of the projector.
@@ -39,7 +39,7 @@ class SimSiam(Method):
         return [*super().trainable_modules(), self.predictor]
 
     def step(self, views: Sequence[Tensor]) -> Step:
-        """Negative cosine similarity, each view foretelling the other."""
+        """Negative cosine similarity, of each prediction and the other view's projection."""
         r0, r1 = (self.encode(view) for view in views)
         z0, z1 = (self.embed(r) for r in (r0, r1))
         p0, p1 = (self.predictor(z) for z in (z0, z1))

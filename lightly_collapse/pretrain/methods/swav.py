@@ -12,9 +12,9 @@ from lightly_collapse.pretrain.methods.base import Method, Step
 
 
 class SwAV(Method):
-    """SwAV: views foretell each other's assignment to prototypes.
+    """SwAV: each view predicts the other's assignment to prototypes.
 
-    Small views are drawn where `views.local_crops` asks for them.
+    Small views are drawn where `data.views.local_crops` asks for them.
 
     Args:
         hidden_dim: of the projector.

@@ -15,7 +15,6 @@ from lightly_collapse.pretrain.data import (
     LightlyFolder,
     SmallImageFolder,
 )
-from lightly_collapse.pretrain.data.augment import ViewSettings
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +32,7 @@ def folder(tmp_path_factory):
 def attach(data, epoch=0, training=True):
     progress = SimpleNamespace(current=SimpleNamespace(processed=epoch, ready=0))
     data.trainer = SimpleNamespace(
-        lightning_module=SimpleNamespace(views=ViewSettings(), global_views=2),
+        lightning_module=SimpleNamespace(global_views=2),
         world_size=1,
         global_rank=0,
         training=training,

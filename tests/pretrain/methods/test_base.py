@@ -5,17 +5,25 @@ import torch
 
 from lightly_collapse.io.backbones import BackboneSettings
 from lightly_collapse.loss import LDRegularizer
-from lightly_collapse.pretrain.data.augment import ViewSettings
 from lightly_collapse.pretrain.methods import (
     BYOL,
+    DCL,
     DINO,
     MAE,
+    MMCR,
+    NNBYOL,
+    NNCLR,
+    WMSE,
     BarlowTwins,
     DirectCLR,
+    FroSSL,
+    LeJEPA,
     MoCo,
+    MoCoV3,
     SimCLR,
     SimSiam,
     SwAV,
+    TiCo,
     VICReg,
 )
 from lightly_collapse.pretrain.settings import LDReg, OptimizerSettings, Orthogonality
@@ -31,6 +39,17 @@ MAKE = {
     "VICReg": lambda: VICReg(hidden_dim=16, output_dim=16, backbone=RESNET),
     "SwAV": lambda: SwAV(hidden_dim=16, output_dim=8, prototypes=12, backbone=RESNET),
     "DINO": lambda: DINO(hidden_dim=16, bottleneck_dim=8, output_dim=24, backbone=RESNET),
+    "MoCoV3": lambda: MoCoV3(hidden_dim=16, output_dim=8, backbone=RESNET),
+    "NNCLR": lambda: NNCLR(
+        hidden_dim=16, output_dim=8, prediction_dim=16, queue_size=32, backbone=RESNET
+    ),
+    "NNBYOL": lambda: NNBYOL(queue_size=32, hidden_dim=16, output_dim=8, backbone=RESNET),
+    "TiCo": lambda: TiCo(hidden_dim=16, output_dim=8, backbone=RESNET),
+    "DCL": lambda: DCL(backbone=RESNET),
+    "WMSE": lambda: WMSE(hidden_dim=16, output_dim=2, whitening_size=4, backbone=RESNET),
+    "FroSSL": lambda: FroSSL(hidden_dim=16, output_dim=8, backbone=RESNET),
+    "MMCR": lambda: MMCR(hidden_dim=16, output_dim=8, backbone=RESNET),
+    "LeJEPA": lambda: LeJEPA(hidden_dim=16, output_dim=8, directions=16, backbone=RESNET),
     "MAE": lambda: MAE(
         decoder_layers=1,
         decoder_heads=2,
@@ -44,7 +63,7 @@ MAKE = {
 def method(request, monkeypatch):
     torch.manual_seed(0)
     method = MAKE[request.param]()
-    monkeypatch.setattr(method, "momentum", lambda start: start)
+    monkeypatch.setattr(method, "momentum", lambda start, end=1.0: start)
     monkeypatch.setattr(type(method), "current_epoch", 5)
     return method
 
@@ -99,16 +118,16 @@ def test_embedding_and_representation(method):
 
 def test_byol_gives_ldreg_the_momentum_encoders_features(monkeypatch):
     method = MAKE["BYOL"]()
-    monkeypatch.setattr(method, "momentum", lambda start: start)
+    monkeypatch.setattr(method, "momentum", lambda start, end=1.0: start)
     step = method.step(views(method))
     assert step.reference.shape == (16, method.feature_dim)
     assert not step.reference.requires_grad
 
 
-@pytest.mark.parametrize("name", ["BYOL", "MoCo", "DINO"])
+@pytest.mark.parametrize("name", ["BYOL", "MoCo", "MoCoV3", "TiCo", "MMCR", "DINO"])
 def test_momentum_encoders_follow_at_their_pace(name, monkeypatch):
     method = MAKE[name]()
-    monkeypatch.setattr(method, "momentum", lambda _: 0.75)
+    monkeypatch.setattr(method, "momentum", lambda *_: 0.75)
     monkeypatch.setattr(type(method), "current_epoch", 5)
     slow = method.teacher_backbone if name == "DINO" else method.momentum_backbone
     fast, before = method.backbone.conv1.weight, slow.conv1.weight.clone()
@@ -120,7 +139,7 @@ def test_momentum_encoders_follow_at_their_pace(name, monkeypatch):
 
 def test_the_moco_queue_is_in_the_checkpoint(monkeypatch):
     method, other = MAKE["MoCo"](), MAKE["MoCo"]()
-    monkeypatch.setattr(method, "momentum", lambda start: start)
+    monkeypatch.setattr(method, "momentum", lambda start, end=1.0: start)
     method.step(views(method))
     checkpoint = {}
     method.on_save_checkpoint(checkpoint)
@@ -129,7 +148,7 @@ def test_the_moco_queue_is_in_the_checkpoint(monkeypatch):
     assert int(other.criterion.memory_bank.bank_ptr) == 8
 
 
-def test_mae_paints_the_hidden_patches_of_a_constant_image():
+def test_mae_predicts_the_hidden_patches_of_a_constant_image():
     method = MAE(
         normalize_patches=False,
         decoder_layers=1,
@@ -163,7 +182,7 @@ def test_projector_kinds(projector, width):
 def test_swav_and_dino_take_small_views(monkeypatch):
     for name in ("SwAV", "DINO"):
         method = MAKE[name]()
-        monkeypatch.setattr(method, "momentum", lambda start: start)
+        monkeypatch.setattr(method, "momentum", lambda start, end=1.0: start)
         monkeypatch.setattr(type(method), "current_epoch", 5)
         more = [*views(method), torch.rand(8, 3, 8, 8)]
         torch.manual_seed(1)
@@ -177,7 +196,6 @@ def test_regularizers_and_their_settings_reach_the_modules():
         backbone=RESNET,
         orthogonality=Orthogonality("srip", 0.5, include=["layer4"]),
         ldreg=LDReg(0.2, k=8, norm="l2"),
-        views=ViewSettings(jitter=0.5),
     )
     assert (method.orthogonality.kind, method.orthogonality.weight) == ("srip", 0.5)
     assert all("layer4" in name for name in method.orthogonality.residuals())

@@ -1,0 +1,43 @@
+"""NNBYOL."""
+
+from typing import Any
+
+from lightly.models.modules import NNMemoryBankModule
+from torch import Tensor
+
+from lightly_collapse.pretrain.methods.byol import BYOL
+
+
+class NNBYOL(BYOL):
+    """BYOL whose targets are the nearest neighbours of the momentum projections in a queue.
+
+    Args:
+        queue_size: how many earlier momentum projections are kept.
+        hidden_dim: of the projector's hidden layer.
+        output_dim: of projector and predictor.
+        start_momentum: of the momentum encoder; it rises to 1 on a cosine.
+        kwargs: see `BYOL` and `Method`.
+
+    Source: the BYOL variant of Dwibedi et al., ICCV 2021, arXiv 2104.14548, section 4.4; solo-learn.
+    """
+
+    def __init__(
+        self,
+        queue_size: int = 65536,
+        hidden_dim: int = 4096,
+        output_dim: int = 256,
+        start_momentum: float = 0.99,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            hidden_dim=hidden_dim,
+            output_dim=output_dim,
+            start_momentum=start_momentum,
+            **kwargs,
+        )
+        self.queue = NNMemoryBankModule(size=(queue_size, output_dim))
+
+    def target(self, projection: Tensor) -> Tensor:
+        """The nearest neighbour in the queue, which the projections then enter."""
+        neighbours: Tensor = self.queue(projection, update=True)
+        return neighbours
