@@ -20,7 +20,7 @@ class _Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         activated = torch.relu(self.bn1(x))
         shortcut = x if self.shortcut is None else self.shortcut(activated)
-        y = self.conv2(torch.relu(self.bn2(self.conv1(activated))))
+        y: Tensor = self.conv2(torch.relu(self.bn2(self.conv1(activated))))
         return y + shortcut
 
 

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import TensorBoardLogger
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from lightly_collapse.io.files import atomic_write, check_writable_folder
 from lightly_collapse.pretrain import data, methods
@@ -251,8 +251,8 @@ def explain(message: str) -> str:
         One line.
 
     Examples:
-        >>> explain('Parser key "model": Parser key "kind": Expected a typing.Literal[1, 2]. Got: 3')
-        'model.kind: Expected one of 1, 2. Got: 3'
+        >>> explain('Parser key "a": Parser key "b": Expected a typing.Literal[1, 2]. Got: 3')
+        'a.b: Expected one of 1, 2. Got: 3'
     """
     message = message.replace("Does not validate against any of the Union subtypes", "")
     lines = [line.strip().removeprefix("- ") for line in message.splitlines()]

@@ -7,13 +7,14 @@ from typing import Any
 
 import yaml
 
-
 LIST_CONFIGS = "--list-configs"
 """The option that prints the names of the shipped files."""
 
 # In a wheel the files are the package's own; in a checkout they lie beside the package.
 _PACKAGE = Path(__file__).parents[1]
-_SHIPPED = next((p for p in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if p.is_dir()), None)
+_SHIPPED = next(
+    (p for p in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if p.is_dir()), None
+)
 
 
 def list_configs(kind: str) -> list[str]:

@@ -4,11 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from lightly.utils.lars import LARS as LightlyLARS
+from lightly.utils import lars
 from torch import Tensor
 
 
-class LARS(LightlyLARS):  # type: ignore[misc]
+class LARS(lars.LARS):  # type: ignore[misc]
     """Lightly's LARS, with the clipping of its adapted learning rate that published recipes use.
 
     A decayed weight w with gradient g moves by lr * a * (g + lambda w), where

@@ -30,8 +30,13 @@ def test_wrn_28_2_has_about_one_and_a_half_million_parameters():
     assert 1.44e6 < sum(p.numel() for p in model.parameters()) < 1.5e6
     assert model.feature_dim == 128
     assert model(torch.rand(2, 3, 32, 32)).shape == (2, 128)
-    assert model.layer3(model.layer2(model.layer1(model.conv1(torch.rand(1, 3, 32, 32))))).shape == (
-        1, 128, 8, 8,
+    assert model.layer3(
+        model.layer2(model.layer1(model.conv1(torch.rand(1, 3, 32, 32))))
+    ).shape == (
+        1,
+        128,
+        8,
+        8,
     )
 
 

@@ -201,7 +201,10 @@ class PoisonLast(Callback):
         ),
         (["--model", "SimCLR", "--data.train_images", "9999"], ["train_images", "1257", "9999"]),
         (["--model", "SimCLR", "--ckpt_path", "last"], ["last.ckpt", "does not exist"]),
-        (["--model", "SimCLR", "--model.orthogonality", '{"kind": "x"}'], ["model.orthogonality.kind", "srip", "x"]),
+        (
+            ["--model", "SimCLR", "--model.orthogonality", '{"kind": "x"}'],
+            ["model.orthogonality.kind", "srip", "x"],
+        ),
         (["--model", "SimCLR", "--trainer.max_epochs", "-1"], ["max_epochs", "max_steps"]),
         (["--model", "SimCLR", "--trainer.accelerator", "gpu"], ["trainer", "gpu"]),
         (["--model", "SimCLR", "--trainer.devices", "0"], ["trainer.devices", "got 0"]),

@@ -24,7 +24,8 @@ class ViewSettings:
         flip: probability of a horizontal flip.
         vertical_flip: probability of a vertical flip.
         jitter: a factor on the four strengths of the colour jitter.
-        brightness: strength b; with s = jitter, brightness changes by a factor in [1 - b s, 1 + b s].
+        brightness: strength b; with s = jitter, brightness changes by a factor in
+            [1 - b s, 1 + b s].
         contrast: likewise.
         saturation: likewise.
         hue: strength h; the hue is shifted by up to h s of the circle.

@@ -1,4 +1,4 @@
-"""The pretraining methods: one file a method, its heads and its loss; what they share is in base."""
+"""The pretraining methods: one file for each, with its heads and loss; the rest is in base."""
 
 from lightly_collapse.pretrain.methods.barlow_twins import BarlowTwins
 from lightly_collapse.pretrain.methods.byol import BYOL

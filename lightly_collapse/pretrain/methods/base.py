@@ -307,8 +307,8 @@ class Method(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the method's and the backbone's settings, and the buffers that the state leaves out.
 
-        Non-persistent buffers, such as MoCo's queue and SRIP's tracked vectors, are needed to resume
-        with the same result.
+        Non-persistent buffers, such as MoCo's queue and SRIP's tracked vectors, are needed to
+        resume with the same result.
         """
         state = self.state_dict()
         checkpoint["buffers"] = {

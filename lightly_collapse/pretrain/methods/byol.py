@@ -14,9 +14,9 @@ from lightly_collapse.pretrain.methods.momentum import MomentumMethod
 class BYOL(MomentumMethod):
     """BYOL: a predictor is trained to give the momentum encoder's projection of the other view.
 
-    The loss is the sum over both directions of 2 - 2 cos(prediction, projection), averaged over the
-    batch: equations 2 and 3 of the paper. LDReg, as in its official code, finds neighbours among the
-    momentum encoder's representations too, and sums the means of the two views.
+    The loss is the sum over both directions of 2 - 2 cos(prediction, projection), averaged over
+    the batch: equations 2 and 3 of the paper. LDReg, as in its official code, finds neighbours
+    among the momentum encoder's representations too, and sums the means of the two views.
 
     Args:
         hidden_dim: of the projector's hidden layer.

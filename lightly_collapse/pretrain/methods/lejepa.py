@@ -36,9 +36,7 @@ class LeJEPA(Method):
     ) -> None:
         super().__init__(**kwargs)
         self.head = LeJEPAProjectionHead(self.feature_dim, hidden_dim, output_dim)
-        self.criterion = LeJEPALoss(
-            sigreg, gather_distributed=True, sigreg_num_vectors=directions
-        )
+        self.criterion = LeJEPALoss(sigreg, gather_distributed=True, sigreg_num_vectors=directions)
 
     def step(self, views: Sequence[Tensor]) -> Step:
         """SIGReg and invariance of all views' embeddings."""

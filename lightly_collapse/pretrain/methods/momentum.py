@@ -46,13 +46,13 @@ class MomentumMethod(Method):
 
     @torch.no_grad()
     def momentum_embed(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The momentum encoder's view of images.
+        """The momentum encoder's representations and embeddings.
 
         Args:
             images: (n, 3, height, width).
 
         Returns:
-            Its (n, feature_dim) representations and the head's embeddings of them, without gradient.
+            Its (n, feature_dim) representations and their embeddings, without gradient.
         """
         features = self.encode(images, self.momentum_backbone)
         return features, self.momentum_head(features)

@@ -18,7 +18,7 @@ class NNBYOL(BYOL):
         start_momentum: of the momentum encoder; it rises to 1 on a cosine.
         kwargs: see `BYOL` and `Method`.
 
-    Source: the BYOL variant of Dwibedi et al., ICCV 2021, arXiv 2104.14548, section 4.4; solo-learn.
+    Source: the BYOL variant of Dwibedi et al., ICCV 2021, arXiv 2104.14548, and solo-learn.
     """
 
     def __init__(

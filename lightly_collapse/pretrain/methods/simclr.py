@@ -49,7 +49,9 @@ class SimCLR(Method):
         if projector == "mlp":
             hidden = hidden_dim or width
             # Its last layer is linear: more outputs than inputs would be collapsed from the start.
-            self.head = SimCLRProjectionHead(width, hidden, output_dim or min(128, hidden), num_layers)
+            self.head = SimCLRProjectionHead(
+                width, hidden, output_dim or min(128, hidden), num_layers
+            )
         elif projector == "none":
             self.head = nn.Identity()
         else:
