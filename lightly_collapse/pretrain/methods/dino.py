@@ -15,8 +15,8 @@ from lightly_collapse.pretrain.methods.base import Method, Step
 class DINO(Method):
     """DINO: a student is trained to give its momentum teacher's centred distribution.
 
-    Small views, where `data.views.local_crops` asks for them, go to the student alone. The student is
-    what is evaluated and exported, as with the other methods.
+    Small views, where `data.views.local_crops` asks for them, go to the student alone. The student
+    is what is evaluated and exported, as with the other methods.
 
     Args:
         hidden_dim: of the head.
