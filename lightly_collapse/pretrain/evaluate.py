@@ -99,7 +99,7 @@ def probe(
     images = _data_module(settings or {}, batch_size=batch_size, num_workers=workers)
     images.image_size = image_size or how.image_size
     images.normalization = how.normalization
-    if images.num_classes is not None and images.num_classes < 2:
+    if images.num_classes < 2:
         raise ValueError(f"data must have labels to probe on, {type(images).__name__} has none")
     name = loaded.pretrained.method if loaded.pretrained else loaded.arch
     report = measure_on(loaded.model, images, target, name=name, classifiers=protocol)
@@ -153,7 +153,7 @@ def measure_on(
     data.prepare_data()
     data.setup("validate")
     train, held_out = data.evaluation_batches()
-    labelled = data.num_classes is not None and data.num_classes > 1
+    labelled = data.num_classes > 1
     return measure(
         backbone,
         held_out,

@@ -24,7 +24,7 @@ from lightly_collapse._arguments import (
 )
 from lightly_collapse.io.files import atomic_write, check_writable_folder
 from lightly_collapse.pretrain.command import pretrain
-from lightly_collapse.pretrain.configs import load_config, merge
+from lightly_collapse.pretrain.configs import find_config, load_config, merge
 from lightly_collapse.pretrain.evaluate import measure_on
 from lightly_collapse.pretrain.methods.base import DivergedError
 from lightly_collapse.report.pages.sweep import sweep_figures, sweep_page
@@ -142,7 +142,7 @@ def read_sweep(path: str | os.PathLike[str], seeds: Sequence[int] | None = None)
         ValueError: if something is missing or unknown, naming it.
         OSError: if a file cannot be read.
     """
-    path = Path(path)
+    path = find_config(path, "sweep")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:

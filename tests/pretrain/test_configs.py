@@ -8,7 +8,7 @@ import yaml
 from PIL import Image
 
 from lightly_collapse.pretrain.command import METHODS, pretrain
-from lightly_collapse.pretrain.configs import load_config, split_config
+from lightly_collapse.pretrain.configs import find_config, list_configs, load_config, split_config
 
 FOLDER = Path(__file__).parents[2] / "configs/pretrain"
 RECIPES = sorted(FOLDER.glob("*-*.yaml"))
@@ -142,3 +142,56 @@ def test_bad_files_are_refused_by_name(tmp_path, text, said):
     with pytest.raises(ValueError, match=said) as error:
         load_config(path)
     assert "self.yaml" in str(error.value)
+
+
+def test_shipped_files_are_found_by_name_and_unknown_names_list_near_ones():
+    for kind in ("pretrain", "sweep"):
+        names = list_configs(kind)
+        assert names
+        for name in names:
+            assert find_config(name, kind).is_file()
+            assert find_config(f"{name}.yaml", kind) == find_config(name, kind)
+    with pytest.raises(ValueError, match=r"byool.* near it are .*cifar100-resnet18-byol"):
+        find_config("cifar100-resnet18-byool")
+
+
+def test_the_names_are_printed(capsys):
+    with pytest.raises(SystemExit) as stop:
+        pretrain(["--list-configs"])
+    assert not stop.value.code
+    assert capsys.readouterr().out.split() == list_configs("pretrain")
+
+
+@pytest.mark.parametrize("overlay", sorted(FOLDER.glob("method/simclr-*.yaml")), ids=relative)
+def test_a_projector_overlay_changes_the_projector_alone(overlay):
+    base = load_config(FOLDER / "imagenet1k-resnet50-simclr.yaml")
+    words = ["--config", "imagenet1k-resnet50-simclr", "--config", str(overlay)]
+    config, _ = split_config(words)
+    assert config["model"]["init_args"].pop("projector")
+    assert config == base
+
+
+def test_a_mapping_gives_the_run_of_its_words(tmp_path):
+    config = load_config(find_config("digits-resnet18-simclr"))
+    config["trainer"] = {
+        **dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary"), False),
+        **{"accelerator": "cpu", "devices": 1, "max_epochs": 1},
+    }
+    config["model"]["init_args"]["optimizer"]["warmup_epochs"] = 0
+    config["model"]["init_args"]["backbone"]["width"] = 4
+    config["data"]["init_args"] |= {"train_images": 64, "batch_size": 32, "bank_images": 32}
+    a = pretrain({**config, "output": str(tmp_path / "a")})
+    words = ["--config", write(config, tmp_path), "--output", str(tmp_path / "b")]
+    b = pretrain(words)
+    for x, y in zip(a.lightning_module.parameters(), b.lightning_module.parameters(), strict=True):
+        assert torch.equal(x, y)
+
+
+def test_the_wheel_holds_every_recipe():
+    wheel = pytest.importorskip("hatchling.builders.wheel")
+    builder = wheel.WheelBuilder(str(FOLDER.parents[1]))
+    forced = builder.recurse_forced_files(builder.config.get_force_include())
+    held = {file.distribution_path for file in forced}
+    for kind in ("pretrain", "sweep"):
+        for name in list_configs(kind):
+            assert f"lightly_collapse/configs/{kind}/{name}.yaml" in held

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightly_collapse.io.backbones import BackboneSettings
 from lightly_collapse.loss import LDRegularizer
@@ -26,6 +27,7 @@ from lightly_collapse.pretrain.methods import (
     TiCo,
     VICReg,
 )
+from lightly_collapse.pretrain.methods.base import DivergedError
 from lightly_collapse.pretrain.settings import LDReg, OptimizerSettings, Orthogonality
 
 RESNET = BackboneSettings("resnet18", stem="cifar", width=4)
@@ -220,3 +222,54 @@ def test_optimizer_settings_out_of_range_are_refused(name):
     for value in (-1.0, float("nan"), float("inf")):
         with pytest.raises(ValueError, match=f"optimizer.{name}"):
             OptimizerSettings(**{name: value})
+
+
+class HostReads(TorchDispatchMode):
+    """Counts the operators that wait for the device to hand a value to Python."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["SimCLR", "BYOL", "VICReg", "MoCoV3", "SimSiam", "DINO"])
+def test_a_training_step_reads_each_value_it_checks_in_one_transfer(name, monkeypatch):
+    method = MAKE[name]()
+    monkeypatch.setattr(method, "momentum", lambda start, end=1.0: start)
+    monkeypatch.setattr(type(method), "current_epoch", 5)
+    monkeypatch.setattr(method, "log", lambda *_, **__: None)
+    checks, transfers = [], []
+    tolist = torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda x: (transfers.append(x), tolist(x))[1])
+    batch = (views(method), torch.zeros(8, dtype=torch.long))
+    with HostReads() as reads:
+        method.training_step(batch, 0)
+        checks.append(reads.count)
+    # A read of one element is a transfer of its own; the check reads its vector in one.
+    assert len(transfers) == 1
+    assert checks == [0]
+
+
+@pytest.mark.parametrize("poisoned", ["images", "weights", "loss"])
+def test_what_diverged_is_named(poisoned, monkeypatch):
+    method = MAKE["SimCLR"]()
+    trainer = type("Trainer", (), {"checkpoint_callback": None, "global_step": 7})()
+    monkeypatch.setattr(method, "_trainer", trainer)
+    monkeypatch.setattr(type(method), "current_epoch", 5)
+    monkeypatch.setattr(type(method), "global_step", 7)
+    monkeypatch.setattr(method, "log", lambda *_, **__: None)
+    images = views(method)
+    if poisoned == "images":
+        images[1][0, 0, 0, 0] = torch.nan
+    elif poisoned == "weights":
+        method.backbone.conv1.weight.data[0, 0, 0, 0] = torch.inf
+    else:
+        del method.criterion
+        method.criterion = lambda *z: z[0].sum() * torch.nan
+    said = "the loss is nan" if poisoned == "loss" else "the representation holds NaN or inf"
+    with pytest.raises(DivergedError, match=f"SimCLR: {said} at step 7 of epoch 5"):
+        method.training_step((images, torch.zeros(8, dtype=torch.long)), 0)

@@ -1,0 +1,194 @@
+"""Recipes that carry a paper's name, value by value against where the value is published."""
+
+import pytest
+
+from lightly_collapse.pretrain.configs import find_config, load_config
+
+SOLO = "solo-learn, scripts/pretrain/"
+LDREG = "LDReg code, configs/"
+CIFAR_VIEWS = {
+    "min_scale": 0.08,
+    "jitter": 1.0,
+    "brightness": 0.4,
+    "contrast": 0.4,
+    "saturation": 0.2,
+    "hue": 0.1,
+    "blur": [0.0, 0.0],
+    "solarize": [0.0, 0.2],
+}
+BYOL_VIEWS = {
+    **{key: CIFAR_VIEWS[key] for key in ("brightness", "contrast", "saturation", "hue")},
+    "min_scale": 0.08,
+    "blur": [1.0, 0.1],
+    "solarize": [0.0, 0.2],
+}
+
+
+def optimizer(name, rate, scaling, decay, warmup, **more):
+    settings = {"name": name, "learning_rate": rate, "weight_decay": decay, **more}
+    settings |= {"scaling": scaling} if scaling else {}
+    return {"optimizer": {**settings, "warmup_epochs": warmup}}
+
+
+CLIPPED = {"trust_coefficient": 0.02, "clip_rate": True}
+DIRECTCLR = optimizer("lars", 4.8, None, 1e-6, 10, min_lr_factor=1e-3)
+
+# Recipe: source, method, epochs, whole batch, views, arguments of the method.
+PUBLISHED = {
+    "cifar100-resnet18-byol": (
+        f"{SOLO}cifar/byol.yaml, augmentations/asymmetric.yaml",
+        *("BYOL", 1000, 256, CIFAR_VIEWS),
+        {
+            **{"hidden_dim": 4096, "output_dim": 256, "start_momentum": 0.99},
+            **optimizer("lars", 1.0, "linear", 1e-5, 10, **CLIPPED),
+        },
+    ),
+    "cifar100-resnet18-dino": (
+        f"{SOLO}cifar/dino.yaml",
+        *("DINO", 1000, 256, CIFAR_VIEWS),
+        {
+            **{"hidden_dim": 2048, "bottleneck_dim": 256, "output_dim": 4096},
+            "start_momentum": 0.9995,
+            **optimizer("lars", 0.3, "linear", 1e-6, 10, **CLIPPED),
+        },
+    ),
+    "imagenet100-resnet18-byol": (
+        f"{SOLO}imagenet-100/byol.yaml: batch 128 on each of two devices",
+        *("BYOL", 400, 256, BYOL_VIEWS),
+        {
+            **{"hidden_dim": 4096, "prediction_dim": 8192, "output_dim": 256},
+            "start_momentum": 0.99,
+            **optimizer("lars", 0.5, "linear", 1e-6, 10, **CLIPPED),
+        },
+    ),
+    "imagenet1k-resnet50-byol-b128": (
+        f"{SOLO}imagenet/byol.yaml; batch and epochs of the orthogonality paper",
+        *("BYOL", 100, 128, BYOL_VIEWS),
+        {
+            **{"hidden_dim": 4096, "output_dim": 256, "start_momentum": 0.99},
+            **optimizer("lars", 0.45, "linear", 1e-6, 10, trust_coefficient=0.001, clip_rate=False),
+        },
+    ),
+    "imagenet1k-resnet50-byol": (
+        f"LDReg, table 7; {LDREG}byol/in1k/rn50_bs2048_e100",
+        *("BYOL", 100, 2048, BYOL_VIEWS),
+        {
+            **{"hidden_dim": 4096, "output_dim": 256, "start_momentum": 0.99},
+            **optimizer("lars", 0.4, "linear", 1.5e-6, 10),
+        },
+    ),
+    "imagenet1k-resnet50-simclr": (
+        f"{LDREG}simclr/in1k/rn50_bs2048_e100",
+        *("SimCLR", 100, 2048, None),
+        {"temperature": 0.1, **optimizer("lars", 0.075, "sqrt", 1e-6, 10)},
+    ),
+    "imagenet1k-resnet50-simclr-tuned": (
+        f"{LDREG}simclr_tuned/in1k/rn50_bs2048_e100; models/resnet.py, ResNetSimCLRTuned",
+        *("SimCLR", 100, 2048, BYOL_VIEWS),
+        {
+            **{"temperature": 0.15, "hidden_dim": 8192, "output_dim": 512, "num_layers": 3},
+            **optimizer("lars", 0.5, "linear", 1e-6, 10),
+        },
+    ),
+    "imagenet1k-vit-base-simclr": (
+        f"{LDREG}simclr/in1k/vit_base_bs2048_e200; models/vit.py",
+        *("SimCLR", 200, 2048, BYOL_VIEWS),
+        {
+            **{"temperature": 0.2, "hidden_dim": 4096, "output_dim": 256, "num_layers": 3},
+            **optimizer("adamw", 1.5e-4, "linear", 0.1, 20),
+        },
+    ),
+    "imagenet1k-resnet50-moco-v3": (
+        f"{LDREG}moco/in1k/rn50_bs2048_e100",
+        *("MoCoV3", 100, 2048, BYOL_VIEWS),
+        {
+            **{"temperature": 1.0, "output_dim": 256, "start_momentum": 0.99},
+            **optimizer("lars", 0.6, "linear", 1e-6, 10),
+        },
+    ),
+    "imagenet1k-vit-base-mae": (
+        f"{LDREG}mae/in1k/vit_base_bs2048_e200",
+        *("MAE", 200, 2048, None),
+        {
+            "normalize_patches": True,
+            **optimizer("adamw", 1.5e-4, "linear", 0.05, 40, betas=[0.9, 0.95]),
+        },
+    ),
+    "imagenet1k-resnet50-directclr": (
+        "directclr code, directclr/main.py and utils.py",
+        *("DirectCLR", 100, 4096, BYOL_VIEWS),
+        {"loss_dim": 360, "temperature": 0.1, **DIRECTCLR},
+    ),
+    **{
+        f"imagenet1k-resnet50-directclr-simclr-{projector}": (
+            f"directclr code, directclr/main.py, mode {mode}",
+            *("SimCLR", 100, 4096, BYOL_VIEWS),
+            {"projector": projector, "negatives": "other_view", "temperature": 0.1, **DIRECTCLR}
+            | sizes,
+        )
+        for projector, mode, sizes in (
+            ("mlp", "simclr", {"hidden_dim": 2048, "output_dim": 128}),
+            ("linear", "single", {"output_dim": 128}),
+            ("none", "baseline", {}),
+        )
+    },
+}
+
+# Recipe: weight, neighbours, first epoch.
+LDREG_WEIGHTS = {
+    "imagenet1k-resnet50-simclr-ldreg": 0.01,
+    "imagenet1k-resnet50-simclr-tuned-ldreg": 0.01,
+    "imagenet1k-resnet50-byol-ldreg": 0.005,
+    "imagenet1k-resnet50-moco-v3-ldreg": 0.005,
+    "imagenet1k-vit-base-simclr-ldreg": 0.001,
+    "imagenet1k-vit-base-mae-ldreg": 5e-6,
+    "imagenet1k-resnet50-vicreg-ldreg": 0.025,
+    "imagenet1k-resnet50-barlow-twins-ldreg": 1.0,
+}
+
+# Recipe: kind, weight, split_qkv. The weights are recalled, to be swept around.
+ORTHOGONALITY = {
+    "cifar100-resnet18-byol-srip": ("srip", 1e-3, False),
+    "imagenet100-resnet18-byol-srip": ("srip", 1e-3, False),
+    "cifar100-wrn28-2-byol-srip": ("srip", 1e-4, False),
+    "cifar100-vit-tiny-dino-so": ("so", 1e-5, True),
+    "cifar100-vit-small-dino-so": ("so", 1e-5, True),
+}
+
+
+def is_within(expected, found):
+    """Every published value stands in the recipe; what it says besides is its own."""
+    for key, value in expected.items():
+        assert key in found, key
+        if isinstance(value, dict):
+            is_within(value, found[key])
+        else:
+            assert found[key] == value, (key, found[key], value)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_values_are_the_published_ones(name):
+    _, method, epochs, batch, views, arguments = PUBLISHED[name]
+    config = load_config(find_config(name))
+    assert config["model"]["class_path"] == method
+    assert config["trainer"]["max_epochs"] == epochs
+    assert config["data"]["init_args"]["batch_size"] == batch
+    is_within(views or {}, config["data"]["init_args"].get("views", {}))
+    is_within(arguments, config["model"]["init_args"])
+
+
+@pytest.mark.parametrize("name", LDREG_WEIGHTS)
+def test_ldreg_weights_are_the_published_ones(name):
+    config = load_config(find_config(name))["model"]["init_args"]
+    assert config["ldreg"] == {"weight": LDREG_WEIGHTS[name], "k": 64, "from_epoch": 10}
+    # Nothing else differs from the baseline.
+    baseline = load_config(find_config(name.removesuffix("-ldreg")))["model"]["init_args"]
+    assert {key: value for key, value in config.items() if key != "ldreg"} == baseline
+
+
+@pytest.mark.parametrize("name", ORTHOGONALITY)
+def test_orthogonality_weights(name):
+    settings = load_config(find_config(name))["model"]["init_args"]["orthogonality"]
+    kind, weight, split = ORTHOGONALITY[name]
+    assert (settings["kind"], settings["weight"]) == (kind, weight)
+    assert settings.get("split_qkv", False) == split
