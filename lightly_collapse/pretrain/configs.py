@@ -1,5 +1,6 @@
 """Configuration files: found by name, read over their bases, laid over one another."""
 
+import os
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -37,7 +38,7 @@ def list_configs(kind: str) -> list[str]:
     return sorted((name.as_posix() for name in names), key=lambda name: (name.count("/"), name))
 
 
-def find_config(name: str | Path, kind: str = "pretrain") -> Path:
+def find_config(name: str | os.PathLike[str], kind: str = "pretrain") -> Path:
     """Find a configuration file: a path, or the name of a shipped one.
 
     Args:
