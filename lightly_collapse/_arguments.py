@@ -83,6 +83,12 @@ def _check_file(name: str, value: str | os.PathLike[str]) -> None:
         raise FileNotFoundError(f"{name} {value} {kind}")
 
 
+def _check_config(name: str, value: str) -> None:
+    """A name without a suffix is that of a shipped configuration, which its reader looks up."""
+    if Path(value).suffix or os.sep in value:
+        _check_file(name, value)
+
+
 def _check_output(name: str, value: str | os.PathLike[str]) -> None:
     """Without making it: a command that fails before its work leaves no folder behind."""
     folder = Path(value)
@@ -109,6 +115,7 @@ ImageSize = Annotated[int, Bound(1, 8192)]
 ImageData = Annotated[str, Check(_check_images)]
 Checkpoint = Annotated[str | os.PathLike[str], Check(_check_checkpoint)]
 InputFile = Annotated[str | os.PathLike[str], Check(_check_file)]
+Config = Annotated[str, Check(_check_config)]
 OutputFolder = Annotated[str | os.PathLike[str], Check(_check_output)]
 Device = Annotated[str, Check(_check_device)]
 

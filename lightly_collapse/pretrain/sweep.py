@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lightly_collapse._arguments import (
-    InputFile,
+    Config,
     OutputFolder,
     PositiveFloat,
     Seed,
@@ -72,7 +72,7 @@ class Cell:
 
 @validated
 def sweep(
-    path: InputFile,
+    path: Config,
     output: OutputFolder = "sweep-output",
     overrides: Sequence[str] = (),
     seeds: Sequence[Seed] | None = None,

@@ -1,11 +1,7 @@
 """Embeddings on a local Ray cluster: the numbers of one process, whatever the partition."""
 
-import contextlib
 import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +9,7 @@ import pytest
 import torch
 
 from lightly_collapse.metrics import EmbeddingSketch
-from lightly_collapse.report import CollapseReport, ray_engine
+from lightly_collapse.report import ray_engine
 from lightly_collapse.report.embeddings import measure_embeddings
 
 ray = pytest.importorskip("ray", reason="Ray is not installed")
@@ -29,6 +25,7 @@ SETTINGS = {"rtol": 1e-2, "lid_k": 8, "lid_size": 200}
 @pytest.fixture(scope="module")
 def cluster():
     ray.init(
+        "local",
         num_cpus=2,
         include_dashboard=False,
         log_to_driver=False,
@@ -153,49 +150,3 @@ def test_a_killed_worker_changes_no_number(cluster, files, tmp_path, monkeypatch
     found = measure_embeddings(files, engine="ray", **SETTINGS)
     assert mark.exists()
     assert found.output.scalars == pytest.approx(local.output.scalars, rel=2e-6)
-
-
-@pytest.mark.slow
-def test_two_nodes(files, tmp_path):
-    """Two `ray start` processes, and a driver that joins them."""
-    local = measure_embeddings(files, **SETTINGS)
-    environment = {**os.environ, "PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1"}
-    script = Path(sys.executable).parent / "ray"
-    port = "6399"
-    start = [str(script), "start", "--num-cpus=1", "--object-store-memory=100000000"]
-    head = ["--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={tmp_path}"]
-    run = {"env": environment, "capture_output": True, "text": True, "timeout": 120}
-    code = (
-        "import sys, ray\n"
-        "from lightly_collapse.report.embeddings import measure_embeddings\n"
-        f"report = measure_embeddings({str(files)!r}, engine='ray', address='127.0.0.1:{port}',"
-        f" **{SETTINGS!r})\n"
-        "nodes = sum(node['Alive'] for node in ray.nodes())\n"
-        "report.save(sys.argv[1])\n"
-        "print(nodes)\n"
-    )
-    began = []
-    try:
-        for extra in (head, [f"--address=127.0.0.1:{port}"]):
-            began.append(
-                subprocess.Popen(
-                    [*start, *extra, "--block"],
-                    env=environment,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                    start_new_session=True,
-                )
-            )
-            time.sleep(8)
-        out = subprocess.run(
-            [sys.executable, "-c", code, str(tmp_path / "r.json")], check=False, **run
-        )
-        assert out.returncode == 0, out.stderr
-        assert out.stdout.split()[-1] == "2"
-    finally:
-        for process in reversed(began):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGTERM)
-            process.wait(30)
-    report = CollapseReport.load(tmp_path / "r.json")
-    assert report.output.scalars == pytest.approx(local.output.scalars, rel=2e-6)
