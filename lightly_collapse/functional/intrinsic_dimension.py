@@ -35,7 +35,7 @@ def lid_mom(x: Tensor, reference: Tensor | None = None, k: int = DEFAULT_LID_K) 
         ValueError: if an input is not 2-D, is empty or holds NaN or inf, the widths differ, or `k`
             is below 2 or above the number of candidate neighbours.
 
-    Source: Huang et al., "LDReg", ICLR 2024, arXiv 2401.10474, section 4; Amsaleg et al.,
+    Source: Huang et al., "LDReg", ICLR 2024, arXiv 2401.10474, section 5; Amsaleg et al.,
     "Extreme-value-theoretic estimation of local intrinsic dimensionality", 2018, section 4.2.
 
     Examples:
@@ -142,7 +142,7 @@ def geometric_mean(lid: Tensor) -> Tensor:
     Raises:
         ValueError: if `lid` is empty or holds a value that is not positive and finite.
 
-    Source: Huang et al., "LDReg", ICLR 2024, arXiv 2401.10474, theorem 4 (the Frechet mean under
+    Source: Huang et al., "LDReg", ICLR 2024, arXiv 2401.10474, theorem 2 (the Fréchet mean under
     the Fisher-Rao metric).
 
     Examples:
@@ -165,7 +165,7 @@ def fisher_rao_distance(lid0: Tensor, lid1: Tensor) -> Tensor:
     Raises:
         ValueError: if either is empty or holds a value that is not positive and finite.
 
-    Source: Huang et al., "LDReg", ICLR 2024, arXiv 2401.10474, theorem 2.
+    Source: Huang et al., "LDReg", ICLR 2024, arXiv 2401.10474, definition 3 and lemma 1.
 
     Examples:
         >>> fisher_rao_distance(torch.tensor(1.0), torch.tensor(2.0))

@@ -39,7 +39,7 @@ def _random_basis(w: Tensor) -> Tensor:
     return torch.randn(*w.shape[:-2], r, _columns(r), generator=generator).to(w)
 
 
-# An operator of its own: how many steps it takes is no business of a compiler's graph.
+# Opaque custom operator: the number of steps depends on the data.
 @custom_op(
     "lightly_collapse::track_spectral_norm",
     mutates_args=(),
