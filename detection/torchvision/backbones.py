@@ -116,8 +116,7 @@ class Res5Head(nn.Module):
 
     def forward(self, regions: Tensor) -> Tensor:
         """(regions, channels, 14, 14) to (regions, channels)."""
-        features: Tensor = self.norm(self.layer4(regions)).mean(dim=(2, 3))
-        return features
+        return self.norm(self.layer4(regions)).mean(dim=(2, 3))
 
 
 class AlignedPooler(MultiScaleRoIAlign):  # type: ignore[misc]

@@ -28,8 +28,7 @@ class _Attention(nn.Module):
         b, h, w, c = x.shape
         qkv = self.qkv(x).reshape(b, h * w, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
         mixed = functional.scaled_dot_product_attention(*qkv)
-        out: Tensor = self.proj(mixed.transpose(1, 2).reshape(b, h, w, c))
-        return out
+        return self.proj(mixed.transpose(1, 2).reshape(b, h, w, c))
 
 
 class _Block(nn.Module):
@@ -49,8 +48,7 @@ class _Block(nn.Module):
         y = self.norm1(x)
         y = _in_windows(self.attn, y, self.window) if self.window else self.attn(y)
         x = x + self.drop_path(y)
-        out: Tensor = x + self.drop_path(self.mlp(self.norm2(x)))
-        return out
+        return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
 def _in_windows(attention: nn.Module, x: Tensor, size: int) -> Tensor:
@@ -110,8 +108,7 @@ class ViT(nn.Module):
         x = x + resize_positions(self.pos_embed, x.shape[1], x.shape[2])
         for block in self.blocks:
             x = block(x)
-        out: Tensor = x.permute(0, 3, 1, 2)
-        return out
+        return x.permute(0, 3, 1, 2)
 
 
 def resize_positions(positions: Tensor, height: int, width: int) -> Tensor:
@@ -155,8 +152,7 @@ class _Projection(nn.Conv2d):
         self.norm = _ChannelNorm(out_channels, eps=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.norm(super().forward(x))
-        return out
+        return self.norm(super().forward(x))
 
 
 class SimpleFeaturePyramid(nn.Module):

@@ -64,8 +64,7 @@ def value_and_overlaps(w: Tensor, found: _Shifts) -> tuple[Tensor, Tensor]:
 def gradient(w: Tensor, overlaps: Tensor, grad: Tensor, found: _Shifts) -> Tensor:
     """Of ||A B^T||^2 with respect to A it is 2 T B, with respect to B 2 T^T A."""
     if torch.compiler.is_compiling():
-        result: Tensor = _compiled_gradient(w, overlaps, grad, _flat(found))
-        return result
+        return _compiled_gradient(w, overlaps, grad, _flat(found))
     return _gradient(w, overlaps, grad, found)
 
 

@@ -62,5 +62,4 @@ def tall_singular_values(z: Tensor) -> Tensor:
     for rows in torch.split(z, _ROWS):
         add_gram(upper, rows.double() / largest)
     eigenvalues = torch.linalg.eigvalsh(upper, UPLO="U").clamp(min=0)
-    s: Tensor = (eigenvalues.flip(0).sqrt() * largest).float()
-    return s
+    return (eigenvalues.flip(0).sqrt() * largest).float()

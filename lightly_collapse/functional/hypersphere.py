@@ -126,5 +126,4 @@ def wasserstein_of_moments(mu: Tensor, s: Tensor) -> Tensor:
     """
     squared = mu.square().sum() + 1 + s.square().sum() - 2 / mu.shape[0] ** 0.5 * s.sum()
     # Not zero: there the gradient of the root would be infinite.
-    distance: Tensor = squared.clamp(min=torch.finfo(squared.dtype).tiny).sqrt()
-    return distance
+    return squared.clamp(min=torch.finfo(squared.dtype).tiny).sqrt()

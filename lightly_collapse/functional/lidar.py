@@ -103,8 +103,7 @@ def _single_precision(z: Tensor, delta: float) -> tuple[Tensor, Tensor] | None:
 
 
 def _factor(s_w: Tensor, delta: float) -> Tensor:
-    root: Tensor = torch.linalg.cholesky(s_w + delta * torch.eye(s_w.shape[0]).to(s_w))
-    return root
+    return torch.linalg.cholesky(s_w + delta * torch.eye(s_w.shape[0]).to(s_w))
 
 
 def lidar_of_scatter(

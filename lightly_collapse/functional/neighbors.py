@@ -221,8 +221,7 @@ def neighbor_distances(
         >>> x.grad
         tensor([[-0.6000, -0.8000]])
     """
-    distances: Tensor = _NeighborDistances.apply(*_in_one_dtype(x, reference), k, exclude)
-    return distances
+    return _NeighborDistances.apply(*_in_one_dtype(x, reference), k, exclude)
 
 
 # Opaque custom operator: how many queries need a second pass depends on the data.

@@ -123,8 +123,7 @@ def orthogonality_penalty(
             return (s.square() - 1).abs().amax(dim=-1).sum()
         if kind == "conv":
             return _convolutional(as_float(w), groups, transposed, stride, dilation)
-        value: Tensor = _ClosedForm.apply(matrix, kind)
-        return value
+        return _ClosedForm.apply(matrix, kind)
 
 
 def tracked_spectral_penalties(

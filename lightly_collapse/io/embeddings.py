@@ -273,5 +273,4 @@ def _as_tensor(rows: Any, file: str) -> Tensor:
         raise ValueError(
             f"{file} must hold embeddings as (rows, dimensions), got shape {tuple(rows.shape)}"
         )
-    tensor: Tensor = rows if rows.is_floating_point() else rows.double()
-    return tensor
+    return rows if rows.is_floating_point() else rows.double()

@@ -281,8 +281,7 @@ def _member_shape(archive: zipfile.ZipFile, name: str, file: str) -> tuple[int, 
     with archive.open(name) as member:
         version = np.lib.format.read_magic(member)
         read = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
-        shape: tuple[int, ...] = read.get(version[0], read[2])(member)[0]
-        return shape
+        return read.get(version[0], read[2])(member)[0]
 
 
 def _stream(

@@ -136,5 +136,4 @@ def open_binary(path: str) -> BinaryIO:
     """
     if not is_url(path):
         return open(path, "rb")
-    file: BinaryIO = filesystem(path).open(path, "rb")
-    return file
+    return filesystem(path).open(path, "rb")

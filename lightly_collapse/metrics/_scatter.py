@@ -111,8 +111,7 @@ class ScatterMetric(MergeableMetric):
     @staticmethod
     def _is_positive(s: Tensor) -> Tensor:
         """Which singular values are above the rounding error of the sketch's eigenvalues."""
-        positive: Tensor = s > (s.numel() * torch.finfo(torch.float64).eps) ** 0.5 * s.max()
-        return positive
+        return s > (s.numel() * torch.finfo(torch.float64).eps) ** 0.5 * s.max()
 
 
 def _spectra(n: int, mean: Tensor, scatter: Tensor) -> _Spectra:

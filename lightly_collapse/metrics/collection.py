@@ -104,8 +104,7 @@ class CollapseMetrics(MetricCollection):
         self._compute_groups_create_state_ref()
 
     def _member(self, name: str) -> MergeableMetric:
-        metric: MergeableMetric = getattr(self, name)
-        return metric
+        return getattr(self, name)
 
 
 def collapse_metrics(

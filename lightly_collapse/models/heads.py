@@ -136,8 +136,7 @@ class LinearProjectionHead(nn.Module):
                 f"x must be (samples, {self.input_dim} features), got shape {tuple(x.shape)}"
             )
         if self.kind in ("linear", "orthogonal"):
-            projected: Tensor = self.linear(x)
-            return projected
+            return self.linear(x)
         if self.kind == "low_rank":
             return nn.functional.linear(x, self.projection)
         x = x[:, : self.output_dim]

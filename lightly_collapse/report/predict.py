@@ -209,8 +209,7 @@ def _encoder(arch: str | None, checkpoint: Any) -> tuple[int, Callable[[Tensor],
 
     @torch.no_grad()
     def encode(views: Tensor) -> Tensor:
-        features: Tensor = model(IMAGENET(views))
-        return features
+        return model(IMAGENET(views))
 
     return getattr(model, "feature_dim", 0), encode
 

@@ -151,8 +151,7 @@ def noise_directions(dimension: int, seed: int) -> Tensor:
     """A random half of the directions of space, orthonormal rows, shape (dimension // 2, D)."""
     generator = torch.Generator().manual_seed(seed)
     square = torch.randn(dimension, dimension // 2, generator=generator)
-    directions: Tensor = torch.linalg.qr(square).Q.T
-    return directions
+    return torch.linalg.qr(square).Q.T
 
 
 def predict(
@@ -221,8 +220,7 @@ def train_spectral_contrastive(
         return value
 
     optimizer.step(loss)  # type: ignore[no-untyped-call]
-    trained: Tensor = weight.detach() @ whitening
-    return trained
+    return weight.detach() @ whitening
 
 
 def _train_infonce(

@@ -33,8 +33,7 @@ class ContrastiveCovariance:
     @property
     def eigenvalues(self) -> Tensor:
         """Eigenvalues of X, shape (D,), descending."""
-        values: Tensor = torch.linalg.eigvalsh(self.matrix).flip(0)
-        return values
+        return torch.linalg.eigvalsh(self.matrix).flip(0)
 
     def negative_directions(self) -> Tensor:
         """Unit eigenvectors of X with negative eigenvalue, one a row, the most negative first.
@@ -42,8 +41,7 @@ class ContrastiveCovariance:
         They are the directions that the linear network loses under gradient flow (section 4.2).
         """
         eigenvalues, vectors = torch.linalg.eigh(self.matrix)
-        negative: Tensor = vectors.T[eigenvalues < 0]
-        return negative
+        return vectors.T[eigenvalues < 0]
 
 
 def contrastive_covariance(

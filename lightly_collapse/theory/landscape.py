@@ -373,8 +373,7 @@ class QuarticLandscape:
         """
         if self.feature_norm is not None:
             raise ValueError("feature_norm keeps the features from the origin: no escape from it")
-        rates: Tensor = 2 * torch.linalg.eigvalsh(self.B).flip(0)
-        return rates
+        return 2 * torch.linalg.eigvalsh(self.B).flip(0)
 
     def clean_spectrum(self, width: int, data: Tensor) -> Tensor:
         """Singular values of the clean embedding at the global minimum, (width,), descending.

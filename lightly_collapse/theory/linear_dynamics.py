@@ -260,8 +260,7 @@ def _evaluation_root(covariance: Tensor | None, views: Views, samples: int) -> T
         [torch.randn(samples, len(root), generator=g) for g in views.generators]
     ).double()
     _, triangle = torch.linalg.qr(drawn - drawn.mean(1, keepdim=True))
-    factor: Tensor = triangle @ root / (samples - 1) ** 0.5
-    return factor
+    return triangle @ root / (samples - 1) ** 0.5
 
 
 def _dynamics(records: list[Record], settings: Settings, evaluation: Tensor) -> LinearDynamics:

@@ -81,8 +81,7 @@ class DigitEncoder(nn.Sequential):
 
 def _halving_block(inputs: int, outputs: int) -> nn.Module:
     shortcut = nn.Sequential(conv1x1(inputs, outputs, stride=2), nn.BatchNorm2d(outputs))
-    block: nn.Module = BasicBlock(inputs, outputs, stride=2, downsample=shortcut)
-    return block
+    return BasicBlock(inputs, outputs, stride=2, downsample=shortcut)
 
 
 _Loss = Callable[[Tensor, Tensor], Tensor]
@@ -99,13 +98,11 @@ class _Method:
 
 
 def _projector(_: DemoSettings) -> nn.Module:
-    head: nn.Module = SimCLRProjectionHead(WIDTH, WIDTH, WIDTH)
-    return head
+    return SimCLRProjectionHead(WIDTH, WIDTH, WIDTH)
 
 
 def _nt_xent(settings: DemoSettings) -> _Loss:
-    loss: _Loss = NTXentLoss(temperature=settings.temperature)
-    return loss
+    return NTXentLoss(temperature=settings.temperature)
 
 
 def _orthogonality(kind: str, weight: float, encoder: nn.Module) -> _Loss:

@@ -158,8 +158,7 @@ class Method(LightningModule):
 
     def embed(self, features: Tensor) -> Tensor:
         """What the loss acts on, from representations (n, feature_dim)."""
-        embedding: Tensor = self.head(features)
-        return embedding
+        return self.head(features)
 
     def momentum(self, start: float, end: float = 1.0) -> float:
         """The momentum of a momentum encoder at this step, on a cosine from `start` to `end`."""
@@ -185,8 +184,7 @@ class Method(LightningModule):
             (step.features[0].detach(), labels), batch_idx
         )
         self.log_dict(scores)
-        total: Tensor = loss + probe_loss
-        return total
+        return loss + probe_loss
 
     def _regularized(self, step: Step) -> Tensor:
         loss = step.loss

@@ -39,5 +39,4 @@ class NNBYOL(BYOL):
 
     def target(self, projection: Tensor) -> Tensor:
         """The nearest neighbour in the queue, which the projections then enter."""
-        neighbours: Tensor = self.queue(projection, update=True)
-        return neighbours
+        return self.queue(projection, update=True)
