@@ -99,7 +99,7 @@ def sweep(
             another configuration.
         OSError: if something cannot be read or written.
     """
-    words = [_word(override) for override in overrides]
+    settings = _settings(overrides)
     cells = read_sweep(path, seeds)
     folder = check_writable_folder(output)
     for cell in cells:
@@ -111,7 +111,7 @@ def sweep(
         if minutes is not None and time.monotonic() - began > 60 * minutes:
             break
         print(f"[{i + 1}/{len(cells)}] {cell.variant}, seed {cell.seed}", flush=True)
-        _run(cell, folder / cell.folder, words)
+        _run(cell, folder / cell.folder, settings)
     results = [
         json.loads(file.read_text())
         for cell in cells
@@ -187,11 +187,24 @@ def _part(path: Path, part: Mapping[str, Any] | None) -> dict[str, Any]:
     return merge(config, (part or {}).get("settings") or {})
 
 
-def _word(override: str) -> str:
-    key, equals, _ = override.partition("=")
-    if not key or not equals:
-        raise ValueError(f"--set must be KEY=VALUE, got {override!r}")
-    return f"--{override}"
+def _settings(overrides: Sequence[str]) -> dict[str, Any]:
+    """The configuration that KEY=VALUE words say; `data.root` is `data.init_args.root`."""
+    config: dict[str, Any] = {}
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not key or not equals:
+            raise ValueError(f"--set must be KEY=VALUE, got {override!r}")
+        names = key.split(".")
+        if names[0] in ("model", "data") and names[1:2] not in ([], ["class_path"], ["init_args"]):
+            names.insert(1, "init_args")
+        try:
+            setting = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ValueError(f"--set {key}: the value must be YAML, got {value!r}") from error
+        for name in reversed(names):
+            setting = {name: setting}
+        config = merge(config, setting)
+    return config
 
 
 def _claim(folder: Path, cell: Cell, overrides: Sequence[str]) -> None:
@@ -211,12 +224,11 @@ def _claim(folder: Path, cell: Cell, overrides: Sequence[str]) -> None:
     atomic_write(claim, text.encode())
 
 
-def _run(cell: Cell, folder: Path, words: Sequence[str]) -> None:
-    atomic_write(folder / "in.yaml", yaml.safe_dump(cell.config).encode())
-    arguments = ["--config", str(folder / "in.yaml"), "--output", str(folder), *words]
+def _run(cell: Cell, folder: Path, overrides: Mapping[str, Any]) -> None:
     resumed = (folder / "last.ckpt").exists()
+    config = merge(merge(cell.config, overrides), {"output": str(folder)})
     if resumed:
-        arguments += ["--ckpt_path", "last"]
+        config["ckpt_path"] = "last"
     record: dict[str, Any] = {
         "method": cell.method,
         "regularizer": cell.regularizer,
@@ -226,7 +238,7 @@ def _run(cell: Cell, folder: Path, words: Sequence[str]) -> None:
     }
     started, processor = time.perf_counter(), time.process_time()
     try:
-        trainer = pretrain(arguments)
+        trainer = pretrain(config)
     except DivergedError as error:
         record["failed"] = str(error)
     else:

@@ -18,6 +18,7 @@ from torchvision.models import resnet18
 from lightly_collapse import functional
 from lightly_collapse.callbacks import CollapseMonitor
 from lightly_collapse.metrics import RankMe, Spectrum, collapse_metrics
+from lightly_collapse.tracking.collector import LayerCollector
 
 
 def normal(*shape, seed=0):
@@ -173,15 +174,15 @@ class Encoder(pl.LightningModule):
 
 def test_collapse_monitor_against_a_training_step(benchmark, monkeypatch, tmp_path):
     spent = 0.0
-    take = CollapseMonitor._take
+    take = LayerCollector._take
 
-    def timed(monitor, layer, rows):
+    def timed(collector, layer, rows):
         nonlocal spent
         started = time.perf_counter()
-        take(monitor, layer, rows)
+        take(collector, layer, rows)
         spent += time.perf_counter() - started
 
-    monkeypatch.setattr(CollapseMonitor, "_take", timed)
+    monkeypatch.setattr(LayerCollector, "_take", timed)
     module = Encoder()
     trainer = pl.Trainer(
         accelerator="cpu",

@@ -19,7 +19,7 @@ STEPS, ROWS, WEIGHT, RATE = 6, 16, 0.05, 0.1
 LID_K = 4
 
 
-class Views(Dataset):
+class Views(Dataset[list[torch.Tensor]]):
     def __len__(self) -> int:
         return STEPS * ROWS
 

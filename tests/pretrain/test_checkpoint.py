@@ -47,6 +47,8 @@ def test_a_write_that_breaks_off_leaves_the_old_file(tmp_path, monkeypatch):
 
 
 class Evil:
+    target = ""
+
     def __reduce__(self):
         return os.mkdir, (Evil.target,)
 

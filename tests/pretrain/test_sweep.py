@@ -10,7 +10,7 @@ import yaml
 from lightly_collapse.cli import main
 from lightly_collapse.io.models import load_model
 from lightly_collapse.pretrain import sweep as module
-from lightly_collapse.pretrain.command import METHODS
+from lightly_collapse.pretrain.command import METHODS, pretrain
 from lightly_collapse.pretrain.sweep import COLUMNS, read_sweep, summarize, sweep
 
 SWEEPS = sorted((Path(__file__).parents[2] / "configs/sweep").glob("*.yaml"))
@@ -92,14 +92,14 @@ def test_the_cells_differ_by_what_they_say(finished):
 def test_a_finished_cell_is_not_run_again_and_a_missing_one_is(finished, monkeypatch):
     folder, results = finished
     ran = []
-    real = module.pretrain
-    monkeypatch.setattr(module, "pretrain", lambda words: ran.append(words) or real(words))
+    real = pretrain
+    monkeypatch.setattr(module, "pretrain", lambda config: ran.append(config) or real(config))
     assert sweep(folder / "sweep.yaml", folder / "out") == results
     assert not ran
     (folder / "out/SimCLR-seed1/result.json").unlink()
     again = sweep(folder / "sweep.yaml", folder / "out")
     assert len(ran) == 1
-    assert "--ckpt_path" in ran[0]  # its training was over: only the measuring was missing
+    assert ran[0]["ckpt_path"] == "last"  # its training was over: only the measuring was missing
     for key in ("spectrum", "knn", "linear", "mlid", "orthogonality_residual"):
         assert again[2][key] == results[2][key]
 
@@ -184,3 +184,26 @@ def test_bad_sweep_files_are_one_line_and_exit_2(tmp_path, capsys, changes, said
 def test_bad_overrides_are_refused(tmp_path, capsys):
     assert main(["sweep", str(write(tmp_path)), "--set", "x", "--output", str(tmp_path)]) == 2
     assert "KEY=VALUE" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("override", "config"),
+    [
+        ("data.root=/a", {"data": {"init_args": {"root": "/a"}}}),
+        ("model.init_args.hidden_dim=8", {"model": {"init_args": {"hidden_dim": 8}}}),
+        ("model=BYOL", {"model": "BYOL"}),
+        ("trainer.max_epochs=3", {"trainer": {"max_epochs": 3}}),
+        ("data.views.blur=[0, 1]", {"data": {"init_args": {"views": {"blur": [0, 1]}}}}),
+    ],
+)
+def test_overrides_are_settings(override, config):
+    assert module._settings([override]) == config
+
+
+def test_numbers_without_a_point_are_numbers(tmp_path):
+    """YAML 1.1 takes 1e-3 for a string."""
+    path = write(tmp_path, seeds=[0], methods={"SimCLR": {}}, regularizers=None, cells=None)
+    results = sweep(path, tmp_path / "out", ["model.optimizer.learning_rate=1e-3"])
+    config = yaml.safe_load((tmp_path / "out/SimCLR-seed0/config.yaml").read_text())
+    assert config["model"]["init_args"]["optimizer"]["learning_rate"] == 1e-3
+    assert "failed" not in results[0]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
-from torchvision.models import vit_b_16
+from torchvision.models import VisionTransformer, vit_b_16
 
 from lightly_collapse import functional
 from lightly_collapse.report import CollapseReport, compare, measure
@@ -105,9 +105,7 @@ def assert_same(ours, theirs):
 
 
 def test_class_token_and_patches_are_two_layers():
-    torchvision = pytest.importorskip("torchvision")
-
-    class Sequence(torchvision.models.VisionTransformer):
+    class Sequence(VisionTransformer):
         def forward(self, x):
             x = self._process_input(x)
             return self.encoder(torch.cat([self.class_token.expand(len(x), -1, -1), x], dim=1))

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision import datasets
+from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 
 from lightly_collapse.io.digits import digit_colours, digits_split
@@ -180,61 +181,8 @@ def _image_folder(root: str, part: str, **kwargs: Any) -> datasets.ImageFolder:
         ) from error
 
 
-class SmallImageFolder(SmallImages):
-    """A folder of small images with one folder a class, kept in memory.
-
-    Args:
-        root: folder that holds `train` and `val`.
-        train: name of the folder of training images.
-        val: name of the folder of held-out images.
-        image_size: height and width to resize to, in pixels.
-        kwargs: see `PretrainData`.
-    """
-
-    normalization = CIFAR
-
-    def __init__(
-        self,
-        root: str = "data",
-        train: str = "train",
-        val: str = "val",
-        image_size: int = 32,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        check_at_least("image_size", image_size, MIN_IMAGE_SIZE)
-        self.root, self.train, self.val, self.image_size = root, train, val, image_size
-
-    @property
-    def num_classes(self) -> int:
-        """Number of folders of training images."""
-        return _count_classes(self.root, self.train)
-
-    def load(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-        """Read the images of both folders; of the training images only those that are used."""
-        train, val = (_image_folder(self.root, part) for part in (self.train, self.val))
-        if train.classes != val.classes:
-            raise ValueError(
-                f"data.root: {self.train} and {self.val} must hold the same classes, got "
-                f"{len(train.classes)} and {len(val.classes)}"
-            )
-        chosen = self._chosen(len(train))
-        return self._read([train.samples[i] for i in chosen]), self._read(val.samples)
-
-    def _read(self, samples: Sequence[tuple[str, int]]) -> tuple[Tensor, Tensor]:
-        size = (self.image_size, self.image_size)
-        images = torch.empty(len(samples), 3, *size, dtype=torch.uint8)
-        for i, (path, _) in enumerate(samples):
-            with Image.open(path) as file:
-                image = file.convert("RGB")
-            if image.size != size:
-                image = image.resize(size, Image.Resampling.BILINEAR)
-            images[i] = v2.functional.pil_to_tensor(image)
-        return images, torch.tensor([label for _, label in samples])
-
-
-class ImageFolder(PretrainData):
-    """A folder of images of any size with one folder a class, read by worker processes.
+class ClassFolders(PretrainData):
+    """A folder of training images and one of held-out images, each with one folder a class.
 
     Args:
         root: folder that holds `train` and `val`.
@@ -260,6 +208,47 @@ class ImageFolder(PretrainData):
     def num_classes(self) -> int:
         """Number of folders of training images."""
         return _count_classes(self.root, self.train)
+
+
+class SmallImageFolder(ClassFolders, SmallImages):
+    """A folder of small images with one folder a class, resized once and kept in memory.
+
+    Args:
+        root: see `ClassFolders`.
+        image_size: height and width to resize to, in pixels.
+        kwargs: see `ClassFolders`.
+    """
+
+    normalization = CIFAR
+
+    def __init__(self, root: str = "data", *, image_size: int = 32, **kwargs: Any) -> None:
+        super().__init__(root, image_size=image_size, **kwargs)
+
+    def load(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Read the images of both folders; of the training images only those that are used."""
+        train, val = (_image_folder(self.root, part) for part in (self.train, self.val))
+        if train.classes != val.classes:
+            raise ValueError(
+                f"data.root: {self.train} and {self.val} must hold the same classes, got "
+                f"{len(train.classes)} and {len(val.classes)}"
+            )
+        chosen = self._chosen(len(train))
+        return self._read([train.samples[i] for i in chosen]), self._read(val.samples)
+
+    def _read(self, samples: Sequence[tuple[str, int]]) -> tuple[Tensor, Tensor]:
+        size = (self.image_size, self.image_size)
+        images = torch.empty(len(samples), 3, *size, dtype=torch.uint8)
+        for i, (path, _) in enumerate(samples):
+            with Image.open(path) as file:
+                image = file.convert("RGB")
+            if image.size != size:
+                image = image.resize(size, Image.Resampling.BILINEAR)
+            images[i] = v2.functional.pil_to_tensor(image)
+        return images, torch.tensor([label for _, label in samples])
+
+
+class ImageFolder(ClassFolders):
+    """A folder of images of any size with one folder a class, read by worker processes."""
 
     def setup(self, stage: str) -> None:
         """Find the images."""
@@ -298,16 +287,24 @@ class LightlyFolder(PretrainData):
 
     Args:
         root: the folder; it is searched to any depth.
+        names: text file with the images to use, one a line, relative to `root`, with or without
+            ending, as the lists of VOC in ImageSets/Main; without it all images are used.
         image_size: height and width of a global view, in pixels.
         kwargs: see `PretrainData`.
     """
 
     num_classes = 0
 
-    def __init__(self, root: str = "data", image_size: int = 224, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        root: str = "data",
+        names: str | None = None,
+        image_size: int = 224,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         check_at_least("image_size", image_size, MIN_IMAGE_SIZE)
-        self.root, self.image_size = root, image_size
+        self.root, self.names, self.image_size = root, names, image_size
 
     def setup(self, stage: str) -> None:
         """Find the images."""
@@ -342,8 +339,9 @@ class LightlyFolder(PretrainData):
     def _dataset(self, transform: Any) -> LightlyDataset:
         if not os.path.isdir(self.root):
             raise ValueError(f"data.root must be a folder of images, got {self.root}")
+        chosen = None if self.names is None else _listed(Path(self.root), Path(self.names))
         try:
-            dataset = LightlyDataset(self.root, transform=transform)
+            dataset = LightlyDataset(self.root, transform=transform, filenames=chosen)
         except (RuntimeError, FileNotFoundError) as error:
             raise ValueError(f"data.root {self.root} must hold images: {error}") from error
         if len(dataset) == 0:
@@ -351,7 +349,28 @@ class LightlyFolder(PretrainData):
         return dataset
 
 
+def _listed(root: Path, names: Path) -> list[str]:
+    """The files below a folder that a list names, with or without their ending."""
+    try:
+        lines = names.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"data.names {names} must be a text file of names: {error}") from error
+    found = {}
+    for path in sorted(root.rglob("*")):
+        if path.suffix.lower() in IMG_EXTENSIONS:
+            name = path.relative_to(root)
+            found[name.as_posix()] = found[name.with_suffix("").as_posix()] = name.as_posix()
+    wanted = [name for line in lines if (name := line.strip())]
+    if missing := [name for name in wanted if name not in found]:
+        raise ValueError(
+            f"data.names {names}: {len(missing)} of {len(wanted)} names have no image in {root}, "
+            f"the first is {missing[0]}"
+        )
+    return [found[name] for name in wanted]
+
+
 def _plain(size: int, normalization: Normalization) -> v2.Compose:
+    # 256 for 224, the published evaluation crop.
     return v2.Compose(
         [
             v2.Resize(round(size * 8 / 7)),

@@ -158,3 +158,19 @@ def test_files_that_are_no_images_are_refused_by_name(tmp_path):
         (tmp_path / part / "a/broken.png").write_bytes(b"no image")
     with pytest.raises(OSError, match=r"broken.png"):
         SmallImageFolder(str(tmp_path)).setup("fit")
+
+
+def test_a_list_chooses_among_photographs(tmp_path):
+    (tmp_path / "images").mkdir()
+    for i, ending in enumerate(("jpg", "png", "JPG", "png")):
+        Image.new("RGB", (20, 30)).save(tmp_path / "images" / f"{i}.{ending}")
+    names = tmp_path / "train.txt"
+    names.write_text("\ufeff2\n1.png\n\n0\n")
+    data = attach(LightlyFolder(str(tmp_path / "images"), names=str(names), image_size=16))
+    assert data.train_count == 3
+    assert sorted(data._plain.get_filenames()) == ["0.jpg", "1.png", "2.JPG"]
+    names.write_text("0\n7\n8\n")
+    with pytest.raises(ValueError, match=r"2 of 3 names have no image in .*images, the first is 7"):
+        attach(LightlyFolder(str(tmp_path / "images"), names=str(names)))
+    with pytest.raises(ValueError, match="must be a text file of names"):
+        attach(LightlyFolder(str(tmp_path / "images"), names=str(tmp_path / "no.txt")))
