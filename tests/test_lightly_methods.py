@@ -148,7 +148,7 @@ class MAE(Method):
         keep, masked = random_token_mask((len(x0), length), mask_ratio=0.5)
         encoded = self.backbone.encode(x0, idx_keep=keep)
         embedded = self.embed(encoded)
-        tokens = self.mask_token(torch.zeros(len(x0), length, dtype=torch.long))
+        tokens = self.mask_token(keep.new_zeros(len(x0), length))
         tokens = tokens.scatter(1, keep[..., None].expand_as(embedded), embedded)
         rebuilt = self.head(self.decoder(tokens))
         target = get_at_index(patchify(x0, 4), masked - 1)

@@ -283,7 +283,7 @@ class _NeighborDistances(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, reference: Tensor, k: int, exclude: Tensor | None) -> Tensor:
-        # Within a compiled graph nobody has looked at the entries yet.
+        # A compiled graph has not checked the entries.
         distances: Tensor
         distances, rows = _search(x, reference, k, exclude, torch.compiler.is_compiling())
         ctx.save_for_backward(x, reference, distances, rows)

@@ -1,4 +1,13 @@
-"""The spectral norm of G - I by matrix-vector products, tracked while the weight moves."""
+"""The spectral norm of G - I by matrix-vector products, tracked while the weight moves.
+
+The algorithm is LOBPCG without preconditioner (Knyazev, 2001) at both ends of the spectrum, one
+step a call. In its symbols, for A = W W^T, whose eigenvalues less one are those of G - I:
+
+    X       Ritz vectors of the outermost eigenvalues, Lambda their Ritz values
+    R       A X - X Lambda, the residuals of the outermost two
+    P       the last directions of the outermost two: the new X less its part in the old X
+    Q       orthonormal basis of span [X, R, P]; Rayleigh-Ritz is Q^T A Q C = C Theta
+"""
 
 from typing import NamedTuple
 
@@ -6,18 +15,18 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-_PER_END = 2  # vectors followed at either end of the spectrum, so that one may overtake another
-_COLUMNS = 2 * _PER_END + 4  # and of the outermost two the residuals and the last directions
+_PER_END = 2  # columns of X at either end: two eigenvalues may change places between calls
+_COLUMNS = 2 * _PER_END + 4  # of [X, R, P]
 _WHOLE = 32  # sides up to which the basis is that of the whole space, and the norm exact
 # Residuals, relative to the spectrum. A value is off by about the square of its vector's residual.
-_REPLACED = 0.3  # above: not the weight of the last call; seek to _FOUND
+_REPLACED = 0.3  # above: not the weight of the last call; iterate to _FOUND
 _FOUND = 1e-3
-_LOST = 0.1  # above: it moves too fast for one step a call; take more
+_LOST = 0.1  # above: the weight moves too fast for one step a call; iterate to _LOST
 _ITERATIONS = 300
 
 
 def initial_basis(w: Tensor) -> Tensor:
-    """The basis that stands for none yet.
+    """The empty basis, before the first call.
 
     Args:
         w: (..., filters, fan_in) weight matrices.
@@ -48,12 +57,10 @@ def _random_basis(w: Tensor) -> Tensor:
 def track(
     weights: list[Tensor], bases: list[Tensor]
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """One step of a block eigensolver on G - I of each weight, more where the basis has lost it.
+    """One LOBPCG step on G - I of each weight, more where the residual is large.
 
-    G - I = W W^T - I, with W turned so that filters <= fan_in, is applied as W (W^T v) - v. Both
-    ends of its spectrum are sought in the span of the vectors found last, their residuals and
-    their last directions (Rayleigh-Ritz; the locally optimal block preconditioned conjugate
-    gradient of Knyazev, 2001, without preconditioner), so that a value is never above the norm.
+    A = W W^T, with W transposed where filters > fan_in, is applied as W (W^T v). A Rayleigh
+    quotient is never outside the spectrum, so that a value is never above the norm.
 
     Args:
         weights: (..., filters, fan_in) matrices, float32 or float64, on any devices.
@@ -67,7 +74,7 @@ def track(
     first = [basis.shape[-1] == 0 for basis in bases]
     started = [_random_basis(w) if new else b for w, b, new in zip(rows, bases, first, strict=True)]
     found = _steps(rows, started)
-    # One question to the device, not one a layer.
+    # One transfer from the device, not one a layer.
     residuals = torch.stack([step.residual.to(found[0].residual) for step in found])
     for i, residual in enumerate(residuals.tolist()):
         goal = _FOUND if first[i] or residual > _REPLACED else _LOST
@@ -102,12 +109,12 @@ class _Step(NamedTuple):
 
 
 class _Ritz(NamedTuple):
-    """What the small eigenvalue problems of one shape say, stacked over the weights."""
+    """Solutions of the small eigenvalue problems of one shape, stacked over the weights."""
 
-    on_q: Tensor  # (..., c, 1 + ends + 4): the best, the ends, their last directions, (1 + value) x
-    on_y: Tensor  # (..., c, 3): the best and the outermost two
-    norm: Tensor  # (..., 1) of the best
-    spread: Tensor  # (..., 1)
+    on_q: Tensor  # (..., c, 1 + ends + 4): C of [u, X, P, X Lambda], to multiply Q from the right
+    on_y: Tensor  # (..., c, 3): C of u and of the outermost two of X, to multiply Q^T W
+    norm: Tensor  # (..., 1): abs(Theta - 1) of u
+    spread: Tensor  # (..., 1): largest less smallest Theta
 
 
 _ENDS = [0, -1, *range(1, _PER_END), *range(-_PER_END, -1)]
@@ -130,16 +137,16 @@ def _steps(weights: list[Tensor], bases: list[Tensor]) -> list[_Step]:
         for i, on_q, on_y in zip(indices, ritz.on_q, ritz.on_y, strict=True):
             q_side, y_side = qs[i] @ on_q, on_y.mT @ ys[i]
             u, y = q_side[..., :1], y_side[..., :1, :].mT
-            if whole:  # nothing is left to seek
+            if whole:  # Q spans the whole space: Theta is exact
                 steps[i] = _Step(u, y, qs[i], ritz.norm.new_zeros(()))
                 continue
-            x, direction, stays = q_side[..., 1:].split([len(_ENDS), 2, 2], dim=-1)
-            residual = (y_side[..., 1:, :] @ weights[i].mT).mT - stays
-            moves = torch.cat([residual, direction], dim=-1)
-            size = torch.linalg.vector_norm(moves, dim=-2, keepdim=True)
-            moves /= size.clamp(min=torch.finfo(moves.dtype).tiny)
+            x, p, x_lambda = q_side[..., 1:].split([len(_ENDS), 2, 2], dim=-1)
+            residual = (y_side[..., 1:, :] @ weights[i].mT).mT - x_lambda
+            rp = torch.cat([residual, p], dim=-1)
+            size = torch.linalg.vector_norm(rp, dim=-2, keepdim=True)
+            rp /= size.clamp(min=torch.finfo(rp.dtype).tiny)
             sizes.append(size[..., 0, :2])
-            moving.append((i, u, y, torch.cat([x, moves], dim=-1)))
+            moving.append((i, u, y, torch.cat([x, rp], dim=-1)))
         if moving:
             residuals = _relative(torch.stack(sizes), ritz)
             for (i, u, y, basis), residual in zip(moving, residuals, strict=True):
@@ -154,13 +161,13 @@ def _ritz(grams: Tensor) -> _Ritz:
     best = torch.where(highest[..., None], vectors[..., -1:], vectors[..., :1])
     norm = torch.where(highest, values[..., -1:], values[..., :1]).abs()
     outermost = vectors[..., [0, -1]]
-    last = outermost.clone()
-    last[..., : len(_ENDS), :] = 0
-    stays = outermost * (1 + values[..., None, [0, -1]])
-    # A basis of fewer columns is that of the whole space: nothing more is sought there.
+    p = outermost.clone()
+    p[..., : len(_ENDS), :] = 0  # the first columns of Q span the old X
+    x_lambda = outermost * (1 + values[..., None, [0, -1]])
+    # A basis of fewer columns spans the whole space.
     ends = vectors[..., _ENDS] if vectors.shape[-1] >= len(_ENDS) else outermost
     return _Ritz(
-        torch.cat([best, ends, last, stays], dim=-1),
+        torch.cat([best, ends, p, x_lambda], dim=-1),
         torch.cat([best, outermost], dim=-1),
         norm,
         values[..., -1:] - values[..., :1],
@@ -170,7 +177,7 @@ def _ritz(grams: Tensor) -> _Ritz:
 def _relative(sizes: Tensor, ritz: _Ritz) -> Tensor:
     """The larger residual of the two ends, relative to the spectrum; (weights,)."""
     largest = sizes.amax(dim=-1, keepdim=True)
-    # Where G is a multiple of I to rounding, the spectrum is a point and nothing is lost.
+    # Where G is a multiple of I to rounding, the spectrum is a point and the residual is rounding.
     epsilon, tiny = torch.finfo(sizes.dtype).eps, torch.finfo(sizes.dtype).tiny
     noise = 30 * epsilon * (1 + ritz.norm)
     scale = torch.minimum(ritz.norm, ritz.spread).clamp(min=tiny)

@@ -22,7 +22,7 @@ _VIEWS = 128  # of each image for the prediction: weak directions drown in the n
 
 
 @dataclass(frozen=True)
-class Comparison:
+class TrainingComparison:
     """Prediction and observation at one strength of noise; eigenvalues, descending, (D,).
 
     Attributes:
@@ -85,7 +85,7 @@ def compare_on_digits(
     weight_decay: float = 0.0,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
-) -> list[Comparison]:
+) -> list[TrainingComparison]:
     """Prediction beside training on the digits, at each strength of noise.
 
     Args:
@@ -136,7 +136,7 @@ def compare_on_digits(
             finite_time[number] = run.spectrum[-1, 0]
             report(2 * count + number + 1)
     return [
-        Comparison(*row)
+        TrainingComparison(*row)
         for row in zip(strengths, predictions, spectral, infonce, finite_time, strict=True)
     ]
 

@@ -312,7 +312,7 @@ def test_parametrized_after_it_was_made() -> None:
 def test_bfloat16_autocast_gives_the_float32_value(kind: str, wrap) -> None:  # type: ignore[no-untyped-def]
     torch.manual_seed(2)
     layer = wrap(nn.Linear(24, 16))
-    # One for each: that of kind srip goes on from its last call.
+    # One for each: kind srip starts at the vectors of its last call.
     regularizer, other = (OrthogonalityRegularizer(layer, kind, weight=1.0) for _ in range(2))
     with torch.autocast("cpu", torch.bfloat16):
         inside = regularizer()

@@ -267,7 +267,7 @@ def test_ldreg_compiles_without_a_graph_break(norm: str, estimator: str) -> None
 def test_float16_with_a_scaler(kind: str) -> None:
     model = encoder()
     x = torch.randn(4, 3, 9, 9)
-    # One for each: that of kind srip goes on from its last call.
+    # One for each: kind srip starts at the vectors of its last call.
     once, regularizer = (OrthogonalityRegularizer(model, kind, weight=1e-3) for _ in range(2))
     optimizer = torch.optim.SGD(model.parameters(), 0.01)
     once().backward()

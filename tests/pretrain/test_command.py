@@ -1,4 +1,4 @@
-"""The pretrain command: what it writes, how it goes on, and how it refuses."""
+"""The pretrain command: what it writes, how it resumes, what it refuses."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Configurations: how files stand on one another, and two steps of every one that is shipped."""
+"""Configurations: how files are merged over their bases; two steps of the shipped ones."""
 
 from pathlib import Path
 

@@ -102,7 +102,7 @@ FORMS = {
         lambda net: {"state_dict": Wrapped(nn.Sequential(*net.children())).state_dict()}
     ),
     "ddp": saved(lambda net: {"model": under("module.", net.state_dict())}),
-    "compiled": saved(lambda net: nn.Sequential(torch.compile(net))[0].state_dict()),
+    "compiled": saved(lambda net: nn.ModuleList([torch.compile(net)])[0].state_dict()),
     "a mix": saved(
         lambda net: {"state_dict": under("module.backbone._orig_mod.", net.state_dict())}
     ),

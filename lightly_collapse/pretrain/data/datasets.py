@@ -358,9 +358,9 @@ def _listed(root: Path, names: Path) -> list[str]:
     found = {}
     for path in sorted(root.rglob("*")):
         if path.suffix.lower() in IMG_EXTENSIONS:
-            name = path.relative_to(root)
-            found[name.as_posix()] = found[name.with_suffix("").as_posix()] = name.as_posix()
-    wanted = [name for line in lines if (name := line.strip())]
+            inside = path.relative_to(root)
+            found[str(inside)] = found[str(inside.with_suffix(""))] = str(inside)
+    wanted = [line.strip() for line in lines if line.strip()]
     if missing := [name for name in wanted if name not in found]:
         raise ValueError(
             f"data.names {names}: {len(missing)} of {len(wanted)} names have no image in {root}, "

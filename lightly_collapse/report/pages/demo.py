@@ -91,7 +91,7 @@ def _accuracy_sentence(results: Sequence[_Record], images: int) -> str:
     # Two accuracies differ beyond chance from about twice the error of a difference.
     threshold = 2 * math.sqrt(2) * error
     if 100 * (high - low) <= threshold:
-        return f"{span} these differences are within noise and rank nobody."
+        return f"{span} these differences are within noise: they give no order."
     return f"{span} differences above about {threshold:.1f} points are more than noise."
 
 

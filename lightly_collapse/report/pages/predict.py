@@ -49,7 +49,10 @@ def predict_page(record: _Record, prediction: CollapsePrediction) -> str:
         )
         if record["leave_one_out"]
         else None,
-        pictures=to_svg(pictures, "Best kept and most doomed directions as images")
+        pictures=to_svg(
+            pictures,
+            "Directions of the largest and smallest predicted eigenvalues",
+        )
         if pictures is not None
         else None,
     )
@@ -66,15 +69,15 @@ def _verdict(r: _Record) -> list[str]:
     if r["leave_one_out"]:
         worst = max(r["leave_one_out"], key=lambda step: step["signal_cost"])
         sentences.append(
-            f"The dearest augmentation is {worst['name']}: it takes {worst['signal_cost']:.1f} of "
+            f"{worst['name']} costs most: it takes {worst['signal_cost']:.1f} of "
             f"{worst['signal']:.1f} dimensions' worth of signal and collapses "
             f"{worst['collapsed_cost']} dimensions more."
         )
     if r["n_images"] < 10 * r["features"]:
         sentences.append(
             f"{r['n_images']} images are few for {r['features']} features: chance makes weak "
-            "directions look better kept than they are. The intervals show it; more images, or a "
-            "smaller pool, narrow it."
+            "directions look stronger than they are. The intervals show it; more images, or "
+            "smaller pooled images, narrow them."
         )
     return sentences
 
@@ -153,5 +156,5 @@ def _pictures(p: CollapsePrediction) -> Figure | None:
                 ax.set_yticks([])
                 ax.grid(visible=False)
                 ax.set_title(f"{max(float(fractions[column]), 0.0):.2g}", fontsize=8)
-            axes[row * count].set_ylabel(("best kept", "most doomed")[row])
+            axes[row * count].set_ylabel(("largest", "smallest")[row])
     return fig

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from lightly_collapse.report.pages.figures import COLORS, figure, panels
 from lightly_collapse.theory import LinearDynamics, QuarticLandscape
-from lightly_collapse.theory.against_training import Comparison
+from lightly_collapse.theory.against_training import TrainingComparison
 from lightly_collapse.theory.questions import Answer
 
 
@@ -115,7 +115,7 @@ def answer_figure(answer: Answer) -> Figure:
     return fig
 
 
-def comparison_figure(found: Sequence[Comparison]) -> Figure:
+def comparison_figure(found: Sequence[TrainingComparison]) -> Figure:
     """Predicted and trained spectra at up to four strengths of noise."""
     stride = max(1, len(found) // 4)
     chosen = found[1::stride][:4] if len(found) > 1 else found
