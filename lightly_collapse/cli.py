@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
 
+from typing_extensions import override
+
 from lightly_collapse import __version__
 from lightly_collapse._arguments import Parameter, check, read_signature, read_summary
 
@@ -99,6 +101,7 @@ class _UsageError(ValueError):
 class _Parser(argparse.ArgumentParser):
     """An argument parser whose errors are exceptions, so that they are printed like all others."""
 
+    @override
     def error(self, message: str) -> NoReturn:
         raise _UsageError(message)
 

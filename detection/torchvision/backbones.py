@@ -9,6 +9,7 @@ from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign, roi_align
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
+from typing_extensions import override
 
 from detection.torchvision.config import Config
 from lightly_collapse.export import ResNetShape
@@ -92,6 +93,7 @@ class Res4(nn.Module):
         self.out_channels = 4 * shape.res2_out_channels
         self.head = resnet.layer4  # taken over by `Res5Head`
 
+    @override
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """The one feature map, of stride 16."""
         return OrderedDict(self.body(images))
@@ -114,6 +116,7 @@ class Res5Head(nn.Module):
         self.layer4 = layer4
         self.norm = nn.BatchNorm2d(channels) if extra_norm else nn.Identity()
 
+    @override
     def forward(self, regions: Tensor) -> Tensor:
         """(regions, channels, 14, 14) to (regions, channels)."""
         return self.norm(self.layer4(regions)).mean(dim=(2, 3))

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from typing_extensions import override
 
 from detection.average_precision import decode_mask
 from detection.photographs import Photograph, load_pixels
@@ -52,6 +53,7 @@ class Examples(Dataset[Example]):
         self.with_masks = with_masks
         self._order: tuple[int, list[int]] = (-1, [])
 
+    @override
     def __getitem__(self, n: int) -> Example:
         epoch, place = divmod(n, len(self.photographs))
         if self._order[0] != epoch:

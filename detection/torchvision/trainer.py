@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
+from typing_extensions import override
 
 from detection.average_precision import Prediction, encode_mask
 from detection.datasets import read_datasets
@@ -304,6 +305,7 @@ class _OfBatches(nn.Module):
         super().__init__()
         self.model = model
 
+    @override
     def forward(self, batch: Batch) -> Any:
         return self.model(*batch)
 

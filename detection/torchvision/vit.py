@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.ops import StochasticDepth
+from typing_extensions import override
 
 from detection.torchvision.config import Config
 
@@ -23,6 +24,7 @@ class _Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         """(batch, height, width, channels), attention over all positions."""
         b, h, w, c = x.shape
@@ -44,6 +46,7 @@ class _Block(nn.Module):
         )
         self.drop_path = StochasticDepth(drop, "row")
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm1(x)
         y = _in_windows(self.attn, y, self.window) if self.window else self.attn(y)
@@ -102,6 +105,7 @@ class ViT(nn.Module):
         self.apply(_initialize)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
 
+    @override
     def forward(self, images: Tensor) -> Tensor:
         """(batch, 3, height, width) to (batch, channels, height / patch, width / patch)."""
         x = self.patch_embed["proj"](images).permute(0, 2, 3, 1)
@@ -140,6 +144,7 @@ def _initialize(module: nn.Module) -> None:
 class _ChannelNorm(nn.LayerNorm):
     """LayerNorm over the channels of (batch, channels, height, width)."""
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
@@ -151,6 +156,7 @@ class _Projection(nn.Conv2d):
         super().__init__(in_channels, out_channels, kernel, padding=kernel // 2, bias=False)
         self.norm = _ChannelNorm(out_channels, eps=1e-6)
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(super().forward(x))
 
@@ -188,6 +194,7 @@ class SimpleFeaturePyramid(nn.Module):
         self.simfp_4 = level(width)
         self.simfp_5 = level(width, nn.MaxPool2d(2, stride=2))
 
+    @override
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Feature maps by level, finest first, as torchvision's detectors name them."""
         features = self.net(images)

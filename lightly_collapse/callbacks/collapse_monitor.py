@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+from typing_extensions import override
 
 from lightly_collapse.callbacks._base import Callback
 from lightly_collapse.callbacks._figures import log_figure, spectrum_figures, takes_figures
@@ -108,6 +109,7 @@ class CollapseMonitor(Callback):
         self._table: ReadingsTable | None = None
         self._failed_loggers: set[str] = set()
 
+    @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Hook the layers."""
         folder = Path(self.dirpath or trainer.log_dir or trainer.default_root_dir)
@@ -125,6 +127,7 @@ class CollapseMonitor(Callback):
         self._collector = LayerCollector(pl_module, self.layers, **self._settings)
         self._table = ReadingsTable(folder / "collapse.csv", "epoch") if writes else None
 
+    @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Read what an earlier part of a resumed fit wrote; only now the epoch is known."""
         if self._table is not None:
@@ -132,6 +135,7 @@ class CollapseMonitor(Callback):
         if self._tracker is not None:
             self._tracker.resume(trainer.global_step)
 
+    @override
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any
     ) -> None:
@@ -149,34 +153,41 @@ class CollapseMonitor(Callback):
                 logger.log_metrics(readings, step=self._tracker.steps)
             self._draw(trainer, self._tracker.layer_readings, f"step {self._tracker.steps}")
 
+    @override
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin to collect, where there is no validation loop."""
         if not trainer.enable_validation:
             self._begin(trainer)
 
+    @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log what training collected."""
         self._finish(trainer, pl_module)
 
+    @override
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin to collect; the sanity check before training is no epoch."""
         if not trainer.sanity_checking:
             self._begin(trainer)
 
+    @override
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log what validation collected."""
         self._finish(trainer, pl_module)
 
+    @override
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Remove the hooks."""
         self._detach()
 
+    @override
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         """Remove the hooks."""
         self._detach()
 
+    @override
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Remove the hooks."""
         self._detach()

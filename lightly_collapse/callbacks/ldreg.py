@@ -4,6 +4,7 @@ from typing import Any
 
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
+from typing_extensions import override
 
 from lightly_collapse.callbacks._base import Callback
 from lightly_collapse.callbacks.schedule import Schedule, WeightSchedule
@@ -60,15 +61,18 @@ class LDRegCallback(Callback):
         self.log = log
         self._hook: RepresentationHook | None = None
 
+    @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Hook the layer."""
         self._hook = RepresentationHook(pl_module, self.layer, self.tokens)
 
+    @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Drop what is left of a step that had no backward pass."""
         if self._hook is not None:
             self._hook.clear()
 
+    @override
     def on_before_backward(
         self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
     ) -> None:
@@ -90,16 +94,19 @@ class LDRegCallback(Callback):
             scale /= trainer.accumulate_grad_batches
         loss.add_((penalty * scale).to(loss.dtype))
 
+    @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove the hook."""
         self._detach()
 
+    @override
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Remove the hook."""
         self._detach()
 
+    @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Remove the hook."""
         self._detach()

@@ -6,6 +6,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import nn
 from torch.optim import Optimizer
+from typing_extensions import override
 
 from lightly_collapse.callbacks._base import Callback
 from lightly_collapse.callbacks._target import find_target, trainable_siblings
@@ -77,6 +78,7 @@ class OrthogonalityCallback(Callback):
         self._module: nn.Module | None = None
         self._key = ""
 
+    @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the weights, when the module stands as it will be trained."""
         self._module = find_target(pl_module, self.target)
@@ -115,6 +117,7 @@ class OrthogonalityCallback(Callback):
         number = f"-{alike.index(self) + 1}" if len(alike) > 1 else ""
         return f"{key}/{self.kind}{number}"
 
+    @override
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
@@ -135,6 +138,7 @@ class OrthogonalityCallback(Callback):
         if self.log and penalty is not None:
             pl_module.log(self._key, penalty)
 
+    @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Drop the references to the weights."""
         self.regularizer = self._module = None

@@ -5,6 +5,7 @@ from typing import Any
 
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
+from typing_extensions import override
 
 from lightly_collapse.callbacks._base import Callback
 from lightly_collapse.callbacks._target import find_target
@@ -85,6 +86,7 @@ class RegularizerSchedule(Callback):
         self._regularizer: Any = None
         self._weight = 0.0
 
+    @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the regularizer and remember its weight."""
         regularizer: Any = find_target(pl_module, self.target)
@@ -96,10 +98,12 @@ class RegularizerSchedule(Callback):
             )
         self._regularizer, self._weight = regularizer, weight
 
+    @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set the weight of this epoch."""
         self._regularizer.weight = self._weight * self.factor(trainer.current_epoch)
 
+    @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Give the regularizer its own weight back, after errors too."""
         if self._regularizer is not None:

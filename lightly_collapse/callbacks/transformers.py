@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 from transformers import TrainerCallback
+from typing_extensions import override
 
 from lightly_collapse.callbacks._target import find_target
 from lightly_collapse.loss import OrthogonalityRegularizer
@@ -59,6 +60,7 @@ class CollapseCallback(TrainerCallback):
         self._settings = settings
         self._tracker: CollapseTracker | None = None
 
+    @override
     def on_train_begin(
         self, args: Any, state: Any, control: Any, model: nn.Module | None = None, **_: Any
     ) -> None:
@@ -73,6 +75,7 @@ class CollapseCallback(TrainerCallback):
                 **self._settings,
             )
 
+    @override
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Read the metrics, where they are due."""
         while self._tracker is not None and self._tracker.steps < state.global_step:
@@ -85,6 +88,7 @@ class CollapseCallback(TrainerCallback):
             else:
                 state.log_history.append({**readings, "step": state.global_step})
 
+    @override
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Remove the hooks."""
         if self._tracker is not None:
@@ -119,6 +123,7 @@ class OrthogonalityCallback(TrainerCallback):
         self._settings = {"kind": kind, "weight": weight, **settings}
         self.regularizer: OrthogonalityRegularizer | None = None
 
+    @override
     def on_train_begin(
         self, args: Any, state: Any, control: Any, model: nn.Module | None = None, **_: Any
     ) -> None:
@@ -127,11 +132,13 @@ class OrthogonalityCallback(TrainerCallback):
             module = find_target(model, self.target)
             self.regularizer = OrthogonalityRegularizer(module, **self._settings)
 
+    @override
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Add the gradient."""
         if self.regularizer is not None:
             self.regularizer.accumulate_gradient()
 
+    @override
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Drop the references to the weights."""
         self.regularizer = None

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import override
 
 from lightly_collapse.io.checkpoints import CORRUPT, read_checkpoint, reason
 
@@ -89,6 +90,7 @@ class _RefusedError(pickle.UnpicklingError):
 
 
 class _Unpickler(pickle.Unpickler):
+    @override
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict

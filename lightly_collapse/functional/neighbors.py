@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.library import custom_op
+from typing_extensions import override
 
 from lightly_collapse._checks import as_float, check_finite
 
@@ -282,6 +283,7 @@ class _NeighborDistances(torch.autograd.Function):
     """d r_ij / d x_i = (x_i - y_j) / r_ij, summed over j by one weighted bag of neighbour rows."""
 
     @staticmethod
+    @override
     def forward(ctx: Any, x: Tensor, reference: Tensor, k: int, exclude: Tensor | None) -> Tensor:
         # A compiled graph has not checked the entries.
         distances: Tensor
@@ -290,6 +292,7 @@ class _NeighborDistances(torch.autograd.Function):
         return distances
 
     @staticmethod
+    @override
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         x, reference, distances, rows = ctx.saved_tensors
         if torch.is_grad_enabled():  # the gradient is to be differentiated

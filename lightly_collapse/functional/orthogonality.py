@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from lightly_collapse._checks import as_float, unit_rows
 from lightly_collapse.functional._convolution import gradient as conv_gradient
@@ -159,6 +160,7 @@ class _RayleighQuotient(torch.autograd.Function):
     """abs(|W^T u|^2 / |u|^2 - 1), whose gradient at an eigenvector u is one outer product."""
 
     @staticmethod
+    @override
     def forward(ctx: Any, w: Tensor, u: Tensor, y: Tensor) -> Tensor:
         square = u.square().sum(dim=-2, keepdim=True)
         quotient = y.square().sum(dim=-2, keepdim=True) / square - 1
@@ -166,6 +168,7 @@ class _RayleighQuotient(torch.autograd.Function):
         return quotient.abs().sum()
 
     @staticmethod
+    @override
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         w, u, y = ctx.saved_tensors
         u = grad * u
@@ -179,10 +182,12 @@ class _OnlyOnce(torch.autograd.Function):
     """A gradient that would be taken for a constant, were it differentiated."""
 
     @staticmethod
+    @override
     def forward(ctx: Any, gradient: Tensor, w: Tensor) -> Tensor:
         return gradient.view_as(gradient)
 
     @staticmethod
+    @override
     def backward(ctx: Any, grad: Tensor) -> tuple[None, None]:
         raise RuntimeError(
             "the gradient of a tracked srip penalty cannot be differentiated: its vectors are "
@@ -194,6 +199,7 @@ class _ClosedForm(torch.autograd.Function):
     """A penalty with its gradient written down: no graph of matrix products is kept."""
 
     @staticmethod
+    @override
     def forward(ctx: Any, w: Tensor, kind: str, *settings: Any) -> Tensor:
         value, state = _CLOSED_FORMS[kind][0](w, *settings)
         ctx.save_for_backward(w, state)
@@ -201,6 +207,7 @@ class _ClosedForm(torch.autograd.Function):
         return value
 
     @staticmethod
+    @override
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         w, state = ctx.saved_tensors
         value_and_state, gradient = _CLOSED_FORMS[ctx.kind]

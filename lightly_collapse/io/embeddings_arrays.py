@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from lightly_collapse.io.embeddings_block import (
     Block,
@@ -111,6 +112,7 @@ class _Arrays:
 class Npz(_Arrays):
     """Arrays in a zip file, each decompressed as a stream."""
 
+    @override
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         with open_binary(self._file) as stream, zipfile.ZipFile(stream) as archive:
             return {
@@ -158,6 +160,7 @@ class TorchFile(_Arrays):
             )
         return {str(n): v for n, v in loaded.items() if isinstance(v, Tensor)}
 
+    @override
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         with ExitStack() as stack:
             return {n: tuple(t.shape) for n, t in self._load(stack).items()}
@@ -187,6 +190,7 @@ class Safetensors(_Arrays):
         header.pop("__metadata__", None)
         return header, 8 + size
 
+    @override
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         with open_binary(self._file) as stream:
             return {n: tuple(t["shape"]) for n, t in self._header(stream)[0].items()}
@@ -232,6 +236,7 @@ class Zarr(_Arrays):
             return {"array": node}
         return dict(node.arrays())
 
+    @override
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         return {n: tuple(a.shape) for n, a in self._open().items()}
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from typing_extensions import override
 
 from lightly_collapse.io.checkpoints import CORRUPT, read_checkpoint, reason
 
@@ -122,6 +123,7 @@ _METADATA = {
 
 
 class _MetadataUnpickler(pickle.Unpickler):
+    @override
     def find_class(self, module: str, name: str) -> Any:
         is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
         if not is_dtype and name not in _METADATA.get(module, ()):

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from typing_extensions import override
 
 from lightly_collapse.io.backbones import create_backbone
 from lightly_collapse.io.checkpoints import CORRUPT, reason
@@ -205,6 +206,7 @@ class TransformersBackbone(nn.Module):
         super().__init__()
         self.model = model
 
+    @override
     def forward(self, images: Tensor) -> Tensor:
         """Representations (n, d) of images (n, 3, height, width)."""
         output: Any = self.model(pixel_values=images)

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torchvision.transforms import v2
+from typing_extensions import override
 
 from lightly_collapse._arguments import Count, ImageSize, Natural, validated
 from lightly_collapse.io.digits import digit_colours, digit_scans
@@ -89,6 +90,7 @@ class ImageFiles(Dataset[Image.Image]):
     def __len__(self) -> int:
         return len(self.paths)
 
+    @override
     def __getitem__(self, index: int) -> Image.Image:
         """The image of that number.
 
@@ -186,6 +188,7 @@ class _Prepared(Dataset[_Sample]):
     def __len__(self) -> int:
         return len(self._files)
 
+    @override
     def __getitem__(self, index: int) -> _Sample:
         try:
             return self._transform(self._files[index]), ""

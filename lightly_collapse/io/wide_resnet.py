@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 
 class _Block(nn.Module):
@@ -17,6 +18,7 @@ class _Block(nn.Module):
         if inputs != outputs:
             self.shortcut = nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False)
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         activated = torch.relu(self.bn1(x))
         shortcut = x if self.shortcut is None else self.shortcut(activated)
@@ -64,6 +66,7 @@ class WideResNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
+    @override
     def forward(self, images: Tensor) -> Tensor:
         """Representations (n, feature_dim) of images (n, 3, height, width)."""
         x = self.layer3(self.layer2(self.layer1(self.conv1(images))))

@@ -4,6 +4,7 @@ import torch
 from lightly.utils.dist import gather, rank
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from typing_extensions import override
 
 from lightly_collapse._checks import check_rows, unit_rows
 from lightly_collapse._distributed import (
@@ -59,6 +60,7 @@ class DirectCLRLoss(nn.Module):
         self.temperature = temperature
         self.gather_distributed = gather_distributed
 
+    @override
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
         """Compute the loss of two views.
 
@@ -107,6 +109,7 @@ class DirectCLRLoss(nn.Module):
             )
         return out0, out1
 
+    @override
     def extra_repr(self) -> str:
         """The settings, as they stand in the module's printed form."""
         return (

@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from typing_extensions import override
 
 from lightly_collapse._checks import check_rows
 from lightly_collapse._distributed import (
@@ -114,6 +115,7 @@ class LDRegularizer(nn.Module):
         self.target_dimension = target_dimension
         self.minimize = minimize
 
+    @override
     def forward(self, *views: Tensor, reference: Tensor | None = None) -> Tensor:
         """Compute the weighted penalty of one view or more.
 
@@ -167,6 +169,7 @@ class LDRegularizer(nn.Module):
                 return sign * self.weight * (mean_over_processes(mean) if gather else mean)
             return sign * self.weight * self._root_mean_square(log_lid, gather)
 
+    @override
     def extra_repr(self) -> str:
         """The settings, as they stand in the module's printed form."""
         return (

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from lightly_collapse._checks import as_float
 from lightly_collapse._layers import LayerWeight, find_weights
@@ -94,6 +95,7 @@ class OrthogonalityRegularizer(nn.Module):
             for i in range(len(self._weights)):
                 self.register_buffer(f"_basis_{i}", torch.empty(0), persistent=False)
 
+    @override
     def forward(self) -> Tensor:
         """Compute the weighted penalty.
 
@@ -170,6 +172,7 @@ class OrthogonalityRegularizer(nn.Module):
         """
         return {w.name: penalty.item() for w, penalty in self._penalties(self._weights)}
 
+    @override
     def extra_repr(self) -> str:
         """The settings, as they stand in the module's printed form."""
         return f"kind={self.kind!r}, weight={self.weight}, layers={len(self._weights)}"

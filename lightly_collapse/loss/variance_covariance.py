@@ -3,6 +3,7 @@
 import torch
 from lightly.utils.dist import gather
 from torch import Tensor, nn
+from typing_extensions import override
 
 from lightly_collapse._checks import check_rows
 from lightly_collapse._distributed import check_same_shape, checked_on_all, gathering
@@ -61,6 +62,7 @@ class VarianceCovarianceRegularizer(nn.Module):
         self.eps = eps
         self.gather_distributed = gather_distributed
 
+    @override
     def forward(self, *views: Tensor) -> Tensor:
         """Compute the weighted penalty of one view or more.
 
@@ -94,6 +96,7 @@ class VarianceCovarianceRegularizer(nn.Module):
             return sum(((z * 0).sum() for z in rows), penalty)
         return penalty
 
+    @override
     def extra_repr(self) -> str:
         """The settings, as they stand in the module's printed form."""
         return (

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities.distributed import gather_all_tensors
+from typing_extensions import override
 
 from lightly_collapse._checks import check_rows
 from lightly_collapse._distributed import gathering, raise_on_all
@@ -85,6 +86,7 @@ class MergeableMetric(Metric):
         self._add("dropped", torch.tensor(0))
         self._failure: ValueError | None = None
 
+    @override
     def reset(self) -> None:
         """Back to no row."""
         super().reset()
@@ -115,6 +117,7 @@ class MergeableMetric(Metric):
         self.dropped = self.dropped + (z.shape[0] - kept.shape[0])
         return kept
 
+    @override
     def _wrap_update(self, update: Callable[..., Any]) -> Callable[..., Any]:
         wrapped = super()._wrap_update(update)
 
@@ -161,6 +164,7 @@ class MergeableMetric(Metric):
         self._computed = None
         self._update_count = max(1, self._update_count)
 
+    @override
     def _sync_dist(
         self, dist_sync_fn: Callable[..., Any] = gather_all_tensors, process_group: Any = None
     ) -> None:
@@ -170,6 +174,7 @@ class MergeableMetric(Metric):
         processes = range(len(gathered["rows"]))
         self._set_states(self._merge([{n: v[p] for n, v in gathered.items()} for p in processes]))
 
+    @override
     def plot(self, val: Any = None, ax: Any = None) -> Any:
         """Draw the value, or a list of values, as `torchmetrics.Metric.plot`.
 
@@ -182,10 +187,12 @@ class MergeableMetric(Metric):
         """
         return self._plot(val, ax)
 
+    @override
     def _reduce_states(self, incoming_state: dict[str, Any]) -> None:
         self._set_states(self._merge([incoming_state, self.tensor_states()]))
         self.mark_updated()
 
+    @override
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         given = {n: state_dict[prefix + n] for n in self._defaults if prefix + n in state_dict}
         super()._load_from_state_dict(state_dict, prefix, *args)
@@ -194,6 +201,7 @@ class MergeableMetric(Metric):
         self._computed = None
         self._update_count = int(self.rows > 0)
 
+    @override
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = ()) -> Any:
         # Only the device is followed: see the class.
         super()._apply(fn, exclude_state=tuple(self._defaults))

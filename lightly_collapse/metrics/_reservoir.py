@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+from typing_extensions import override
 
 from lightly_collapse.metrics._mergeable import MergeableMetric, check_width, exact_arithmetic
 
@@ -48,6 +49,7 @@ class ReservoirMetric(MergeableMetric):
         """Rows of the sample: what `compute` looks at, of the `rows` this process has seen."""
         return self.sample.shape[0]
 
+    @override
     def update(self, z: Tensor, numbers: Tensor | None = None) -> None:
         """Take in a batch.
 
@@ -80,6 +82,7 @@ class ReservoirMetric(MergeableMetric):
                     [self.sample, z], [self.draws, draws], self.size
                 )
 
+    @override
     def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
         """Take in the rows of another metric, of the same seed.
 
@@ -90,6 +93,7 @@ class ReservoirMetric(MergeableMetric):
             incoming_state = incoming_state.metric_state
         self._reduce_states(incoming_state)
 
+    @override
     def _merge(self, states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         merged = super()._merge(states)
         filled = [s for s in states if s["sample"].shape[0]]

@@ -19,6 +19,7 @@ import torch
 from scipy.linalg import eigvalsh_tridiagonal, lapack
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
+from typing_extensions import override
 
 from lightly_collapse.functional.gram import add_gram
 from lightly_collapse.metrics._mergeable import MergeableMetric, check_width, exact_arithmetic
@@ -45,6 +46,7 @@ class ScatterMetric(MergeableMetric):
         self._add("mean", torch.zeros(0, dtype=torch.float64))
         self._add("scatter", torch.zeros(0, 0, dtype=torch.float64))
 
+    @override
     def update(self, z: Tensor) -> None:
         """Take in a batch.
 
@@ -81,6 +83,7 @@ class ScatterMetric(MergeableMetric):
             self.mean = self.mean + delta * share
             self.rows = total
 
+    @override
     def _merge(self, states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         merged = super()._merge(states)
         states = [s for s in states if s["mean"].numel()]

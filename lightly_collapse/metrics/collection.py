@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
+from typing_extensions import override
 
 from lightly_collapse.functional.spectrum import DEFAULT_RTOL
 from lightly_collapse.metrics._mergeable import MergeableMetric
@@ -29,6 +30,7 @@ class CollapseMetrics(MetricCollection):
     Built by `collapse_metrics`.
     """
 
+    @override
     def compute(self) -> dict[str, Any]:
         """The value of every metric by name."""
         with self._synced():

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from lightly_collapse import functional
 from lightly_collapse._checks import on_sphere
@@ -35,6 +36,7 @@ class Alignment(MergeableMetric):
         super().__init__(nan_strategy, **kwargs)
         self._add("total", torch.tensor(0.0, dtype=torch.float64))
 
+    @override
     def update(self, z0: Tensor, z1: Tensor) -> None:
         """Take in two views of a batch.
 
@@ -56,6 +58,7 @@ class Alignment(MergeableMetric):
             self.total = self.total + functional.alignment(*pairs.chunk(2, dim=1)) * pairs.shape[0]
             self.rows = self.rows + pairs.shape[0]
 
+    @override
     def compute(self) -> Tensor:
         """The mean over all pairs so far.
 
@@ -68,6 +71,7 @@ class Alignment(MergeableMetric):
         self._check_updated()
         return self._output(self.total / self.rows)
 
+    @override
     def _merge(self, states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         return super()._merge(states) | {"total": torch.stack([s["total"] for s in states]).sum()}
 
@@ -105,6 +109,7 @@ class Uniformity(ReservoirMetric):
             raise ValueError(f"t must be positive, got {t}")
         self.t = t
 
+    @override
     def compute(self) -> Tensor:
         """The uniformity of the sample.
 
@@ -138,6 +143,7 @@ class WassersteinUniformity(ScatterMetric):
     def __init__(self, nan_strategy: str = "error", **kwargs: Any) -> None:
         super().__init__(nan_strategy, settings=(1,), **kwargs)
 
+    @override
     def update(self, z: Tensor) -> None:
         """Take in a batch.
 
@@ -153,6 +159,7 @@ class WassersteinUniformity(ScatterMetric):
         if z.shape[0]:
             self._take_in(on_sphere(z.double(), "z"))
 
+    @override
     def compute(self) -> Tensor:
         """The distance of all rows so far from a uniform sphere.
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 from torch import Tensor
+from typing_extensions import override
 
 from lightly_collapse import functional
 from lightly_collapse.functional.intrinsic_dimension import DEFAULT_LID_K
@@ -61,6 +62,7 @@ class LocalIntrinsicDimension(ReservoirMetric):
         self.estimator = estimator
         self.reduction = reduction
 
+    @override
     def compute(self) -> Tensor:
         """The measure of the sample.
 
@@ -109,6 +111,7 @@ class TwoNN(ReservoirMetric):
         super().__init__(size, seed, nan_strategy, **kwargs)
         self.discard_fraction = discard_fraction
 
+    @override
     def compute(self) -> Tensor:
         """The intrinsic dimension of the sample.
 

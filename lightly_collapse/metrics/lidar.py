@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from lightly_collapse.functional.lidar import check_augmented, lidar_of_scatter
 from lightly_collapse.metrics._mergeable import exact_arithmetic
@@ -50,6 +51,7 @@ class LiDAR(ScatterMetric):
         self._add("embeddings", torch.tensor(0))
         self._add("within", torch.zeros(0, 0, dtype=torch.float64))
 
+    @override
     def update(self, z: Tensor) -> None:
         """Take in a batch.
 
@@ -76,6 +78,7 @@ class LiDAR(ScatterMetric):
             self.embeddings = self.embeddings + deviations.shape[0]
         self._take_in(means)
 
+    @override
     def compute(self) -> Tensor:
         """LiDAR of all samples so far.
 
@@ -91,6 +94,7 @@ class LiDAR(ScatterMetric):
         s_b = (self.scatter.triu() + self.scatter.triu(1).mT) / self.rows
         return self._output(lidar_of_scatter(s_b, self.within / self.embeddings, self.delta))
 
+    @override
     def _merge(self, states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         merged = super()._merge(states)
         filled = [s["within"] for s in states if s["within"].numel()]

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from lightly_collapse import functional
 from lightly_collapse.functional.intrinsic_dimension import (
@@ -190,6 +191,7 @@ class RowSample(ReservoirMetric):
     def __init__(self, size: int, seed: int = 0) -> None:
         super().__init__(size, seed, nan_strategy="drop")
 
+    @override
     def compute(self) -> Tensor:
         """The rows, by ascending draw."""
         return self._rows()

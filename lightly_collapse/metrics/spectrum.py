@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from lightly_collapse import functional
 from lightly_collapse.functional.spectrum import DEFAULT_RTOL, rankme_of_spectrum
@@ -24,6 +25,7 @@ class _SpectrumMetric(ScatterMetric):
         super().__init__(nan_strategy, **kwargs)
         self.center = center
 
+    @override
     def compute(self) -> Tensor:
         """The measure of all rows so far.
 
@@ -59,6 +61,7 @@ class Spectrum(_SpectrumMetric):
     def __init__(self, center: bool = False, nan_strategy: str = "error", **kwargs: Any) -> None:
         super().__init__(center, nan_strategy, **kwargs)
 
+    @override
     def _measure(self, s: Tensor) -> Tensor:
         return s
 
@@ -82,6 +85,7 @@ class EffectiveRank(_SpectrumMetric):
     def __init__(self, center: bool = False, nan_strategy: str = "error", **kwargs: Any) -> None:
         super().__init__(center, nan_strategy, **kwargs)
 
+    @override
     def _measure(self, s: Tensor) -> Tensor:
         return functional.effective_rank(s)
 
@@ -107,6 +111,7 @@ class RankMe(_SpectrumMetric):
     def __init__(self, center: bool = False, nan_strategy: str = "error", **kwargs: Any) -> None:
         super().__init__(center, nan_strategy, **kwargs)
 
+    @override
     def _measure(self, s: Tensor) -> Tensor:
         return rankme_of_spectrum(s)
 
@@ -130,6 +135,7 @@ class StableRank(_SpectrumMetric):
     def __init__(self, center: bool = False, nan_strategy: str = "error", **kwargs: Any) -> None:
         super().__init__(center, nan_strategy, **kwargs)
 
+    @override
     def _measure(self, s: Tensor) -> Tensor:
         return functional.stable_rank(s)
 
@@ -154,6 +160,7 @@ class ParticipationRatio(_SpectrumMetric):
     def __init__(self, center: bool = True, nan_strategy: str = "error", **kwargs: Any) -> None:
         super().__init__(center, nan_strategy, **kwargs)
 
+    @override
     def _measure(self, s: Tensor) -> Tensor:
         return functional.participation_ratio(s)
 
@@ -178,6 +185,7 @@ class NESum(_SpectrumMetric):
     def __init__(self, center: bool = True, nan_strategy: str = "error", **kwargs: Any) -> None:
         super().__init__(center, nan_strategy, **kwargs)
 
+    @override
     def _measure(self, s: Tensor) -> Tensor:
         return functional.nesum(s)
 
@@ -205,6 +213,7 @@ class ConditionNumber(_SpectrumMetric):
     def __init__(self, center: bool = True, nan_strategy: str = "error", **kwargs: Any) -> None:
         super().__init__(center, nan_strategy, **kwargs)
 
+    @override
     def _measure(self, s: Tensor) -> Tensor:
         return functional.condition_number(torch.where(self._is_positive(s), s, 0))
 
@@ -241,6 +250,7 @@ class CollapsedDimensions(_SpectrumMetric):
             raise ValueError(f"rtol must be between 0 and 1, got {rtol}")
         self.rtol = rtol
 
+    @override
     def _measure(self, s: Tensor) -> Tensor:
         return functional.collapsed_dimensions(s, self.rtol)
 
@@ -266,5 +276,6 @@ class AlphaReQ(_SpectrumMetric):
     def __init__(self, center: bool = True, nan_strategy: str = "error", **kwargs: Any) -> None:
         super().__init__(center, nan_strategy, **kwargs)
 
+    @override
     def _measure(self, s: Tensor) -> Tensor:
         return functional.alpha_req(s[self._is_positive(s)])

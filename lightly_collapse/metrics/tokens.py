@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+from typing_extensions import override
 
 from lightly_collapse.functional import tokens as functional
 
@@ -25,6 +26,7 @@ class _MeanOverImages(Metric):
         self.total = self.total + values.double().sum()
         self.images = self.images + values.numel()
 
+    @override
     def compute(self) -> Tensor:
         """The mean over all images so far.
 
@@ -38,6 +40,7 @@ class _MeanOverImages(Metric):
             raise ValueError("no image was measured: call update() first")
         return (self.total / self.images).float()
 
+    @override
     def plot(self, val: Any = None, ax: Any = None) -> Any:
         """Draw the value, or several, as `torchmetrics.Metric.plot`."""
         return self._plot(val, ax)
@@ -63,6 +66,7 @@ class PatchRank(_MeanOverImages):
         super().__init__(**kwargs)
         self.center = center
 
+    @override
     def update(self, tokens: Tensor) -> None:
         """Take in (n, p, d) patch tokens."""
         self._add(functional.patch_rank(tokens.detach(), self.center))
@@ -83,6 +87,7 @@ class MeanTokenCosine(_MeanOverImages):
 
     higher_is_better = False
 
+    @override
     def update(self, tokens: Tensor) -> None:
         """Take in (n, p, d) patch tokens."""
         self._add(functional.mean_token_cosine(tokens.detach()))
@@ -104,6 +109,7 @@ class GramDrift(_MeanOverImages):
 
     higher_is_better = False
 
+    @override
     def update(self, tokens: Tensor, reference: Tensor) -> None:
         """Take in (n, p, d) patch tokens and those of the reference, (n, p, e)."""
         self._add(functional.gram_drift(tokens.detach(), reference.detach()))
@@ -134,6 +140,7 @@ class NormOutliers(_MeanOverImages):
             raise ValueError(f"factor must be above 1, got {factor}")
         self.factor = factor
 
+    @override
     def update(self, tokens: Tensor) -> None:
         """Take in (n, p, d) patch tokens."""
         self._add(functional.norm_outliers(tokens.detach(), self.factor))

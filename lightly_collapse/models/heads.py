@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import orthogonal
+from typing_extensions import override
 
 _KINDS = ("linear", "orthogonal", "diagonal", "low_rank", "low_rank_diagonal")
 
@@ -33,6 +34,7 @@ class DirectCLRHead(nn.Module):
             raise ValueError(f"dim must be at least 1, got {dim}")
         self.dim = dim
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         """Cut the representation.
 
@@ -52,6 +54,7 @@ class DirectCLRHead(nn.Module):
             )
         return x[:, : self.dim]
 
+    @override
     def extra_repr(self) -> str:
         """The setting, as it stands in the module's printed form."""
         return f"dim={self.dim}"
@@ -119,6 +122,7 @@ class LinearProjectionHead(nn.Module):
             projection = torch.empty(output_dim, input_dim)
             self.register_buffer("projection", nn.init.orthogonal_(projection))
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         """Project.
 
@@ -142,6 +146,7 @@ class LinearProjectionHead(nn.Module):
         x = x[:, : self.output_dim]
         return x * self.diagonal if self.kind == "diagonal" else x
 
+    @override
     def extra_repr(self) -> str:
         """The settings, as they stand in the module's printed form."""
         return f"input_dim={self.input_dim}, output_dim={self.output_dim}, kind={self.kind!r}"

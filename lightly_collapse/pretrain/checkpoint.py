@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
+from typing_extensions import override
 
 from lightly_collapse.io.backbones import BackboneSettings
 from lightly_collapse.io.checkpoints import read_checkpoint
@@ -19,6 +20,7 @@ _Path = str | os.PathLike[str]
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Lightning's checkpoint files, written atomically and read without running code in them."""
 
+    @override
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: _Path, storage_options: Any = None
     ) -> None:
@@ -26,6 +28,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, lambda file: torch.save(checkpoint, file))
 
+    @override
     def load_checkpoint(self, path: _Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Read a checkpoint onto the CPU, with `weights_only=True`."""
         return read_checkpoint(path)

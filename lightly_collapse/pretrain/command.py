@@ -16,6 +16,7 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import TensorBoardLogger
+from typing_extensions import override
 
 from lightly_collapse.io.files import atomic_write, check_writable_folder
 from lightly_collapse.pretrain import data, methods
@@ -48,6 +49,7 @@ class _PretrainCLI(LightningCLI):
             run=False,
         )
 
+    @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
             "--output",
@@ -65,11 +67,13 @@ class _PretrainCLI(LightningCLI):
             "data.num_classes", "model.init_args.num_classes", apply_on="instantiate"
         )
 
+    @override
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, and check what Lightning would refuse late or in words of its own."""
         super().parse_arguments(parser, args)
         check_settings(self.config)
 
+    @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Lightning's trainer with this command's checkpoints, logger and seeding."""
         folder = Path(self.config["output"])

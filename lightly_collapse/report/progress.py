@@ -6,11 +6,13 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
+from typing_extensions import override
 
 from lightly_collapse.io.embeddings import Chunk
 
 
 class _RowsPerSecond(ProgressColumn):
+    @override
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
         return Text(f"{int(task.completed):,} rows" + (f", {speed:,.0f}/s" if speed else ""))

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from typing_extensions import override
 
 from lightly_collapse.functional.intrinsic_dimension import DEFAULT_LID_K
 from lightly_collapse.functional.spectrum import DEFAULT_RTOL
@@ -65,6 +66,7 @@ class CollapseSketch(AggregateFnV2):  # type: ignore[type-arg, misc, unused-igno
     def _zero(self) -> bytes:
         return pickle.dumps(EmbeddingSketch(*self._settings))
 
+    @override
     def aggregate_block(self, block: Block) -> bytes:
         """The sketch of one block."""
         sketch = EmbeddingSketch(*self._settings)
@@ -75,12 +77,14 @@ class CollapseSketch(AggregateFnV2):  # type: ignore[type-arg, misc, unused-igno
                 sketch.update(rows)
         return pickle.dumps(sketch)
 
+    @override
     def combine(self, current_accumulator: bytes, new: bytes) -> bytes:
         """Both sketches as one."""
         sketch: EmbeddingSketch = pickle.loads(current_accumulator)
         sketch.merge(pickle.loads(new))
         return pickle.dumps(sketch)
 
+    @override
     def finalize(  # type: ignore[override, unused-ignore]
         self, accumulator: bytes
     ) -> dict[str, float]:

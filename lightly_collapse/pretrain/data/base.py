@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from typing_extensions import override
 
 from lightly_collapse.io.images import IMAGENET, Normalization
 from lightly_collapse.pretrain.data.augment import ViewSettings
@@ -39,6 +40,7 @@ class _EpochLoader(DataLoader[Any]):
         self._seed, self._epoch = seed, epoch
         super().__init__(dataset, generator=torch.Generator(), **kwargs)
 
+    @override
     def __iter__(self) -> Any:
         sampler: Any = self.sampler
         sampler.set_epoch(self._epoch())
@@ -120,6 +122,7 @@ class PretrainData(LightningDataModule):
             bank_images: how many of the training images; None for all.
         """
 
+    @override
     def val_dataloader(self) -> list[DataLoader[Any]]:
         """The bank and the held-out images."""
         return self.evaluation_loaders(self.bank_images)
@@ -176,6 +179,7 @@ class PretrainData(LightningDataModule):
             dataset, batch_size=self.batch_size, num_workers=self.num_workers, **kwargs
         )
 
+    @override
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Seed everything that a training step draws, in views and model alike."""
         trainer: Any = self.trainer

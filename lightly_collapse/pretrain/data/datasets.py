@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision import datasets
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
+from typing_extensions import override
 
 from lightly_collapse.io.digits import digit_colours, digits_split
 from lightly_collapse.io.images import CIFAR, DIGITS, Normalization
@@ -37,6 +38,7 @@ class _Memory(Dataset[Any]):
         chosen = torch.as_tensor(indices)
         return self.images[chosen], self.labels[chosen]
 
+    @override
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         return self.images[index], self.labels[index]
 
@@ -52,6 +54,7 @@ class SmallImages(PretrainData):
     def load(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """The used training and the held-out images: (n, 3, size, size) uint8, (n,) int64."""
 
+    @override
     def setup(self, stage: str) -> None:
         """Load the images, once."""
         if hasattr(self, "_train"):
@@ -61,17 +64,20 @@ class SmallImages(PretrainData):
         self.train_count = len(self._train)
         self._draw: DeviceViews | None = None
 
+    @override
     def train_dataloader(self) -> DataLoader[Any]:
         """The training images, shuffled."""
         settings, global_views = self._views()
         self._draw = DeviceViews(settings, self._train.images.shape[-1], global_views)
         return self._train_loader(self._train, collate_fn=_as_it_is)
 
+    @override
     def evaluation_loaders(self, bank_images: int | None = None) -> list[DataLoader[Any]]:
         """Loaders of training images and of held-out ones, neither augmented nor shuffled."""
         bank = _Memory(self._train.images[:bank_images], self._train.labels[:bank_images])
         return [self._plain_loader(part, collate_fn=_as_it_is) for part in (bank, self._held_out)]
 
+    @override
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Turn the bytes into colours, and in training into views."""
         images, labels = batch
@@ -97,6 +103,7 @@ class Digits(SmallImages):
         check_at_least("image_size", image_size, MIN_IMAGE_SIZE)
         self.image_size = image_size
 
+    @override
     def load(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """The split of the demo with seed 0, as grey colours."""
         split = digits_split(self.image_size)
@@ -124,11 +131,13 @@ class CIFAR10(SmallImages):
         super().__init__(**kwargs)
         self.root, self.download = root, download
 
+    @override
     def prepare_data(self) -> None:
         """Download on one process, if asked to."""
         if self.download:
             self.dataset(self.root, download=True)
 
+    @override
     def load(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """The official training and test images."""
         try:
@@ -205,6 +214,7 @@ class ClassFolders(PretrainData):
         self.root, self.train, self.val, self.image_size = root, train, val, image_size
 
     @property
+    @override
     def num_classes(self) -> int:
         """Number of folders of training images."""
         return _count_classes(self.root, self.train)
@@ -224,6 +234,7 @@ class SmallImageFolder(ClassFolders, SmallImages):
     def __init__(self, root: str = "data", *, image_size: int = 32, **kwargs: Any) -> None:
         super().__init__(root, image_size=image_size, **kwargs)
 
+    @override
     def load(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """Read the images of both folders; of the training images only those that are used."""
         train, val = (_image_folder(self.root, part) for part in (self.train, self.val))
@@ -250,6 +261,7 @@ class SmallImageFolder(ClassFolders, SmallImages):
 class ImageFolder(ClassFolders):
     """A folder of images of any size with one folder a class, read by worker processes."""
 
+    @override
     def setup(self, stage: str) -> None:
         """Find the images."""
         plain = _plain(self.image_size, self.normalization)
@@ -258,6 +270,7 @@ class ImageFolder(ClassFolders):
         self._indices = self._chosen(len(self._bank))
         self.train_count = len(self._indices)
 
+    @override
     def train_dataloader(self) -> DataLoader[Any]:
         """The training images, shuffled, as views."""
         settings, global_views = self._views()
@@ -271,6 +284,7 @@ class ImageFolder(ClassFolders):
         dataset = _image_folder(self.root, self.train, transform=transform)
         return self._train_loader(Subset(dataset, self._indices))
 
+    @override
     def evaluation_loaders(self, bank_images: int | None = None) -> list[DataLoader[Any]]:
         """Loaders of training images and of held-out ones, neither augmented nor shuffled."""
         order = torch.randperm(
@@ -306,12 +320,14 @@ class LightlyFolder(PretrainData):
         check_at_least("image_size", image_size, MIN_IMAGE_SIZE)
         self.root, self.names, self.image_size = root, names, image_size
 
+    @override
     def setup(self, stage: str) -> None:
         """Find the images."""
         self._plain = self._dataset(_plain(self.image_size, self.normalization))
         self._indices = self._chosen(len(self._plain))
         self.train_count = len(self._indices)
 
+    @override
     def train_dataloader(self) -> DataLoader[Any]:
         """The images, shuffled, as views."""
         settings, global_views = self._views()
@@ -326,11 +342,13 @@ class LightlyFolder(PretrainData):
         )
         return self._train_loader(Subset(dataset, self._indices))
 
+    @override
     def evaluation_loaders(self, bank_images: int | None = None) -> list[DataLoader[Any]]:
         """The same images twice: there are no held-out ones."""
         loader = self._plain_loader(Subset(self._plain, self._indices[:bank_images]))
         return [loader, loader]
 
+    @override
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Drop the file names, and the labels that folders would be."""
         images, labels, _ = batch

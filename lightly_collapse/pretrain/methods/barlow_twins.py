@@ -6,6 +6,7 @@ from typing import Any
 from lightly.loss import BarlowTwinsLoss
 from lightly.models.modules import BarlowTwinsProjectionHead
 from torch import Tensor
+from typing_extensions import override
 
 from lightly_collapse.pretrain.methods.base import Method, Step
 
@@ -33,6 +34,7 @@ class BarlowTwins(Method):
         self.head = BarlowTwinsProjectionHead(self.feature_dim, hidden_dim, output_dim)
         self.criterion = BarlowTwinsLoss(redundancy, gather_distributed=True)
 
+    @override
     def step(self, views: Sequence[Tensor]) -> Step:
         """The Barlow Twins loss of the two views' embeddings."""
         r0, r1 = (self.encode(view) for view in views)

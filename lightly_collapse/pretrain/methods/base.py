@@ -12,6 +12,7 @@ from lightly.utils.benchmarking import OnlineLinearClassifier
 from lightly.utils.scheduler import cosine_schedule, cosine_warmup_schedule
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
+from typing_extensions import override
 
 from lightly_collapse.io.backbones import BackboneSettings, create_backbone
 from lightly_collapse.loss import LDRegularizer, OrthogonalityRegularizer
@@ -152,6 +153,7 @@ class Method(LightningModule):
             self._expect_finite("the representation holds NaN or inf", features)
         return features
 
+    @override
     def forward(self, images: Tensor) -> Tensor:
         """The representation of images, (n, feature_dim)."""
         return self.encode(images)
@@ -165,6 +167,7 @@ class Method(LightningModule):
         steps = max(1, int(self.trainer.estimated_stepping_batches))
         return float(cosine_schedule(self.global_step, steps, start, end))
 
+    @override
     def training_step(self, batch: tuple[Sequence[Tensor], Tensor], batch_idx: int) -> Tensor:
         """The loss of one batch, with regularizers and the online probe's."""
         views, labels = batch
@@ -219,6 +222,7 @@ class Method(LightningModule):
             if not math.isfinite(total):
                 raise self._diverged(what.format(total))
 
+    @override
     def validation_step(
         self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0
     ) -> None:
@@ -229,6 +233,7 @@ class Method(LightningModule):
             raise self._diverged("the representation holds NaN or inf")
         self._held_out.add(dataloader_idx, features, labels)
 
+    @override
     def on_validation_epoch_end(self) -> None:
         """Log kNN and online linear accuracy and RankMe of the held-out representations."""
         if self.trainer.sanity_checking:
@@ -237,6 +242,7 @@ class Method(LightningModule):
         for name, value in self._held_out.scores(self.probe).items():
             self.log(name, value, prog_bar=True)
 
+    @override
     def setup(self, stage: str) -> None:
         """Check the settings against the data, before any training."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
@@ -273,6 +279,7 @@ class Method(LightningModule):
     def _ldreg_rows(self, batch_size: int) -> int:
         return self.global_views * batch_size
 
+    @override
     def configure_optimizers(self) -> Any:
         """The optimizer, and its schedule by step."""
         trainer = self.trainer
@@ -294,6 +301,7 @@ class Method(LightningModule):
         )
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
 
+    @override
     def on_train_epoch_end(self) -> None:
         """Stop before the checkpoint is written if weights are no longer finite."""
         state = {k: v for k, v in self.state_dict().items() if v.is_floating_point()}
@@ -302,6 +310,7 @@ class Method(LightningModule):
             if not good:
                 raise self._diverged(f"{name} holds NaN or inf")
 
+    @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the method's and the backbone's settings, and the buffers that the state leaves out.
 
@@ -318,6 +327,7 @@ class Method(LightningModule):
             "feature_dim": self.feature_dim,
         }
 
+    @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the buffers that are not part of the state."""
         for name, value in checkpoint["buffers"].items():

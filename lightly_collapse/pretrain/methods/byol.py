@@ -6,6 +6,7 @@ from typing import Any
 from lightly.loss import NegativeCosineSimilarity
 from lightly.models.modules import BYOLPredictionHead, BYOLProjectionHead
 from torch import Tensor, cat, nn
+from typing_extensions import override
 
 from lightly_collapse.pretrain.methods.base import Step
 from lightly_collapse.pretrain.methods.momentum import MomentumMethod
@@ -44,10 +45,12 @@ class BYOL(MomentumMethod):
         self.add_momentum_encoder()
         self.criterion = NegativeCosineSimilarity()
 
+    @override
     def trainable_modules(self) -> list[nn.Module]:
         """Backbone, projector and predictor."""
         return [*super().trainable_modules(), self.predictor]
 
+    @override
     def step(self, views: Sequence[Tensor]) -> Step:
         """2 - 2 cos of prediction and momentum projection, summed over both directions."""
         self.update_momentum_encoder()
@@ -62,5 +65,6 @@ class BYOL(MomentumMethod):
         """What a prediction is compared with: the momentum projection itself."""
         return projection
 
+    @override
     def _ldreg_rows(self, batch_size: int) -> int:
         return 4 * batch_size

@@ -6,6 +6,7 @@ from typing import Any
 from lightly.loss import DCLLoss
 from lightly.models.modules import SimCLRProjectionHead
 from torch import Tensor
+from typing_extensions import override
 
 from lightly_collapse.pretrain.methods.base import Method, Step
 
@@ -35,6 +36,7 @@ class DCL(Method):
         )
         self.criterion = DCLLoss(temperature, gather_distributed=True)
 
+    @override
     def step(self, views: Sequence[Tensor]) -> Step:
         """The decoupled contrastive loss of the two views' embeddings."""
         r0, r1 = (self.encode(view) for view in views)

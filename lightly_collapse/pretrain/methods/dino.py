@@ -8,6 +8,7 @@ from lightly.loss import DINOLoss
 from lightly.models.modules import DINOProjectionHead
 from lightly.models.utils import deactivate_requires_grad, update_momentum
 from torch import Tensor, nn, no_grad
+from typing_extensions import override
 
 from lightly_collapse.pretrain.methods.base import Method, Step
 
@@ -51,14 +52,17 @@ class DINO(Method):
         self.criterion = DINOLoss(output_dim, teacher_temp=teacher_temperature)
         self.start_momentum = start_momentum
 
+    @override
     def trainable_modules(self) -> list[nn.Module]:
         """Backbone and head of the student."""
         return [self.backbone, self.student]
 
+    @override
     def embed(self, features: Tensor) -> Tensor:
         """The student's bottleneck: unit vectors before the last layer."""
         return nn.functional.normalize(self.student.layers(features))
 
+    @override
     def step(self, views: Sequence[Tensor]) -> Step:
         """The cross-entropy of student and teacher, over all pairs of different views."""
         momentum = self.momentum(self.start_momentum)
@@ -71,6 +75,7 @@ class DINO(Method):
         loss = self.criterion(targets, predicted, epoch=self.current_epoch)
         return Step(loss, (features[0], features[1]))
 
+    @override
     def on_after_backward(self) -> None:
         """Drop the last layer's gradient in the first epochs."""
         self.student.cancel_last_layer_gradients(current_epoch=self.current_epoch)

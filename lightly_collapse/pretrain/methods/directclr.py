@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
+from typing_extensions import override
 
 from lightly_collapse.loss import DirectCLRLoss
 from lightly_collapse.models import DirectCLRHead
@@ -31,6 +32,7 @@ class DirectCLR(Method):
         self.head = DirectCLRHead(loss_dim)
         self.criterion = DirectCLRLoss(loss_dim, temperature, gather_distributed=True)
 
+    @override
     def step(self, views: Sequence[Tensor]) -> Step:
         """InfoNCE of the two views' first entries."""
         r0, r1 = (self.encode(view) for view in views)

@@ -6,6 +6,7 @@ from typing import Any
 from lightly.loss import FroSSLLoss
 from lightly.models.modules.heads import VICRegProjectionHead
 from torch import Tensor
+from typing_extensions import override
 
 from lightly_collapse.pretrain.methods.base import Method, Step
 
@@ -33,6 +34,7 @@ class FroSSL(Method):
         self.head = VICRegProjectionHead(self.feature_dim, hidden_dim, output_dim)
         self.criterion = FroSSLLoss(invariance)
 
+    @override
     def step(self, views: Sequence[Tensor]) -> Step:
         """The FroSSL loss of all views' embeddings."""
         features = [self.encode(view) for view in views]

@@ -7,6 +7,7 @@ import torch
 from lightly.loss import LeJEPALoss
 from lightly.models.modules.heads import LeJEPAProjectionHead
 from torch import Tensor
+from typing_extensions import override
 
 from lightly_collapse.pretrain.methods.base import Method, Step
 
@@ -38,6 +39,7 @@ class LeJEPA(Method):
         self.head = LeJEPAProjectionHead(self.feature_dim, hidden_dim, output_dim)
         self.criterion = LeJEPALoss(sigreg, gather_distributed=True, sigreg_num_vectors=directions)
 
+    @override
     def step(self, views: Sequence[Tensor]) -> Step:
         """SIGReg and invariance of all views' embeddings."""
         features = [self.encode(view) for view in views]

@@ -11,6 +11,7 @@ from lightly.models.modules.masked_vision_transformer_torchvision import (
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 from torchvision.models.vision_transformer import VisionTransformer
+from typing_extensions import override
 
 from lightly_collapse.pretrain.methods.base import Method, Step
 
@@ -69,10 +70,12 @@ class MAE(Method):
         self.mask_ratio = mask_ratio
         self.normalize_patches = normalize_patches
 
+    @override
     def trainable_modules(self) -> list[nn.Module]:
         """The backbone, the decoder and the mask token."""
         return [self.backbone, self.decoder, nn.ParameterList([self.mask_token])]
 
+    @override
     def step(self, views: Sequence[Tensor]) -> Step:
         """The mean squared error of the hidden patches."""
         (images,) = views

@@ -7,6 +7,7 @@ import torch
 from lightly.loss import MMCRLoss
 from lightly.models.modules.heads import MMCRProjectionHead
 from torch import Tensor
+from typing_extensions import override
 
 from lightly_collapse.pretrain.methods.base import Step
 from lightly_collapse.pretrain.methods.momentum import MomentumMethod
@@ -38,6 +39,7 @@ class MMCR(MomentumMethod):
         self.add_momentum_encoder()
         self.criterion = MMCRLoss(compression)
 
+    @override
     def step(self, views: Sequence[Tensor]) -> Step:
         """The MMCR loss of the trained and the momentum encoder's embeddings on the unit sphere."""
         self.update_momentum_encoder()
@@ -51,5 +53,6 @@ class MMCR(MomentumMethod):
         )
         return Step(loss, tuple(features), torch.cat(keys))
 
+    @override
     def _ldreg_rows(self, batch_size: int) -> int:
         return 4 * batch_size

@@ -6,6 +6,7 @@ from typing import Any
 from lightly.loss import NTXentLoss
 from lightly.models.modules import MoCoProjectionHead
 from torch import Tensor
+from typing_extensions import override
 
 from lightly_collapse.pretrain.methods.base import Step
 from lightly_collapse.pretrain.methods.momentum import MomentumMethod
@@ -44,6 +45,7 @@ class MoCo(MomentumMethod):
             temperature, memory_bank_size=(queue_size, output_dim), gather_distributed=True
         )
 
+    @override
     def step(self, views: Sequence[Tensor]) -> Step:
         """The contrastive loss of queries and keys."""
         self.update_momentum_encoder()
@@ -51,5 +53,6 @@ class MoCo(MomentumMethod):
         key, key_embedding = self.momentum_embed(views[1])
         return Step(self.criterion(self.embed(query), key_embedding), (query,), key)
 
+    @override
     def _ldreg_rows(self, batch_size: int) -> int:
         return 2 * batch_size

@@ -7,6 +7,7 @@ import torch
 from lightly.models.modules import MoCoProjectionHead
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
+from typing_extensions import override
 
 from lightly_collapse._distributed import gather_rows, gathering
 from lightly_collapse.pretrain.methods.base import Step
@@ -51,10 +52,12 @@ class MoCoV3(MomentumMethod):
         self.add_momentum_encoder()
         self.temperature = temperature
 
+    @override
     def trainable_modules(self) -> list[nn.Module]:
         """Backbone, projector and predictor."""
         return [*super().trainable_modules(), self.predictor]
 
+    @override
     def step(self, views: Sequence[Tensor]) -> Step:
         """The contrastive losses of both directions, added."""
         self.update_momentum_encoder()
@@ -78,5 +81,6 @@ class MoCoV3(MomentumMethod):
         own = torch.arange(first, first + len(queries), device=queries.device)
         return 2 * self.temperature * cross_entropy(queries @ keys.T / self.temperature, own)
 
+    @override
     def _ldreg_rows(self, batch_size: int) -> int:
         return 4 * batch_size

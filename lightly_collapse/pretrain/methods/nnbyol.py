@@ -4,6 +4,7 @@ from typing import Any
 
 from lightly.models.modules import NNMemoryBankModule
 from torch import Tensor
+from typing_extensions import override
 
 from lightly_collapse.pretrain.methods.byol import BYOL
 
@@ -37,6 +38,7 @@ class NNBYOL(BYOL):
         )
         self.queue = NNMemoryBankModule(size=(queue_size, output_dim))
 
+    @override
     def target(self, projection: Tensor) -> Tensor:
         """The nearest neighbour in the queue, which the projections then enter."""
         return self.queue(projection, update=True)

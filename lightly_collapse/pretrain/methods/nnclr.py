@@ -10,6 +10,7 @@ from lightly.models.modules import (
     NNMemoryBankModule,
 )
 from torch import Tensor, nn
+from typing_extensions import override
 
 from lightly_collapse.pretrain.methods.base import Method, Step
 
@@ -43,10 +44,12 @@ class NNCLR(Method):
         self.queue = NNMemoryBankModule(size=(queue_size, output_dim))
         self.criterion = NTXentLoss(temperature, gather_distributed=True)
 
+    @override
     def trainable_modules(self) -> list[nn.Module]:
         """Backbone, projector and predictor."""
         return [*super().trainable_modules(), self.predictor]
 
+    @override
     def step(self, views: Sequence[Tensor]) -> Step:
         """The mean of the contrastive losses of each prediction and the other view's neighbour."""
         r0, r1 = (self.encode(view) for view in views)

@@ -7,6 +7,7 @@ import torch
 from lightly.loss import NTXentLoss
 from lightly.models.modules import SimCLRProjectionHead
 from torch import Tensor, nn
+from typing_extensions import override
 
 from lightly_collapse.loss import DirectCLRLoss
 from lightly_collapse.models import LinearProjectionHead
@@ -66,6 +67,7 @@ class SimCLR(Method):
             self.head.train()
             self.criterion = DirectCLRLoss(width, temperature, gather_distributed=True)
 
+    @override
     def step(self, views: Sequence[Tensor]) -> Step:
         """The contrastive loss of the two views' embeddings."""
         r0, r1 = (self.encode(view) for view in views)

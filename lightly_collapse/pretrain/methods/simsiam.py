@@ -6,6 +6,7 @@ from typing import Any
 from lightly.loss import NegativeCosineSimilarity
 from lightly.models.modules import SimSiamPredictionHead, SimSiamProjectionHead
 from torch import Tensor, nn
+from typing_extensions import override
 
 from lightly_collapse.pretrain.methods.base import Method, Step
 
@@ -34,10 +35,12 @@ class SimSiam(Method):
         self.predictor = SimSiamPredictionHead(output_dim, prediction_dim, output_dim)
         self.criterion = NegativeCosineSimilarity()
 
+    @override
     def trainable_modules(self) -> list[nn.Module]:
         """Backbone, projector and predictor."""
         return [*super().trainable_modules(), self.predictor]
 
+    @override
     def step(self, views: Sequence[Tensor]) -> Step:
         """Negative cosine similarity, of each prediction and the other view's projection."""
         r0, r1 = (self.encode(view) for view in views)

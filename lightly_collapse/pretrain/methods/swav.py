@@ -7,6 +7,7 @@ from lightly.loss import SwaVLoss
 from lightly.models.modules import SwaVProjectionHead, SwaVPrototypes
 from torch import Tensor, nn
 from torch.nn.functional import normalize
+from typing_extensions import override
 
 from lightly_collapse.pretrain.methods.base import Method, Step
 
@@ -39,14 +40,17 @@ class SwAV(Method):
         self.prototypes = SwaVPrototypes(output_dim, prototypes)
         self.criterion = SwaVLoss(temperature, sinkhorn_gather_distributed=True)
 
+    @override
     def trainable_modules(self) -> list[nn.Module]:
         """Backbone, projector and prototypes."""
         return [*super().trainable_modules(), self.prototypes]
 
+    @override
     def embed(self, features: Tensor) -> Tensor:
         """The unit vectors that are compared with the prototypes."""
         return normalize(self.head(features))
 
+    @override
     def step(self, views: Sequence[Tensor]) -> Step:
         """The swapped prediction loss of all views."""
         self.prototypes.normalize()

@@ -6,6 +6,7 @@ from typing import Any
 from lightly.loss import TiCoLoss
 from lightly.models.modules.heads import TiCoProjectionHead
 from torch import Tensor, zeros
+from typing_extensions import override
 
 from lightly_collapse.pretrain.methods.base import Step
 from lightly_collapse.pretrain.methods.momentum import MomentumMethod
@@ -42,6 +43,7 @@ class TiCo(MomentumMethod):
         del self.criterion.C
         self.criterion.register_buffer("C", zeros(output_dim, output_dim))
 
+    @override
     def step(self, views: Sequence[Tensor]) -> Step:
         """The TiCo loss of the first view's embedding and the second's momentum embedding."""
         self.update_momentum_encoder()
@@ -49,5 +51,6 @@ class TiCo(MomentumMethod):
         key, embedding = self.momentum_embed(views[1])
         return Step(self.criterion(self.embed(r0), embedding), (r0,), key)
 
+    @override
     def _ldreg_rows(self, batch_size: int) -> int:
         return 2 * batch_size

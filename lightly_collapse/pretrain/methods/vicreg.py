@@ -6,6 +6,7 @@ from typing import Any
 from lightly.loss import VICRegLoss
 from lightly.models.modules.heads import VICRegProjectionHead
 from torch import Tensor
+from typing_extensions import override
 
 from lightly_collapse.pretrain.methods.base import Method, Step
 
@@ -37,6 +38,7 @@ class VICReg(Method):
         self.head = VICRegProjectionHead(self.feature_dim, hidden_dim, output_dim)
         self.criterion = VICRegLoss(invariance, variance, covariance, gather_distributed=True)
 
+    @override
     def step(self, views: Sequence[Tensor]) -> Step:
         """The VICReg loss of the two views' embeddings."""
         r0, r1 = (self.encode(view) for view in views)

@@ -7,6 +7,7 @@ import torch
 from lightly.loss import WMSELoss
 from lightly.models.modules.heads import ProjectionHead
 from torch import Tensor, nn
+from typing_extensions import override
 
 from lightly_collapse.pretrain.methods.base import Method, Step
 
@@ -48,6 +49,7 @@ class WMSE(Method):
         self.whitening_size = whitening_size
         self.criterion = WMSELoss(output_dim, w_iter=iterations, w_size=whitening_size)
 
+    @override
     def step(self, views: Sequence[Tensor]) -> Step:
         """The mean squared distance of the whitened, normalized embeddings."""
         r0, r1 = (self.encode(view) for view in views)
