@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightly_collapse.functional.intrinsic_dimension import lid_mle, lid_mom
-from lightly_collapse.functional.orthogonality import check_kind, orthogonality_penalty
-from lightly_collapse.loss.ldreg import Estimator
+from lightly_collapse.functional.intrinsic_dimension import Estimator, lid_mle, lid_mom
+from lightly_collapse.functional.orthogonality import PenaltyKind, check_kind, orthogonality_penalty
 
 try:
     from pytorch_metric_learning.reducers import SumReducer
@@ -45,7 +44,7 @@ class OrthogonalityWeightRegularizer(BaseRegularizer):  # type: ignore[misc]
         >>> loss = loss_fn(torch.randn(8, 32), torch.randint(10, (8,)))
     """
 
-    def __init__(self, kind: str = "so", **kwargs: Any) -> None:
+    def __init__(self, kind: PenaltyKind = "so", **kwargs: Any) -> None:
         super().__init__(**kwargs)
         check_kind(kind)
         if kind == "conv":

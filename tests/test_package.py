@@ -143,7 +143,7 @@ def test_light_parts_load_no_more_than_what_they_stand_on(name: str) -> None:
 def test_the_ground_floor_stands_on_torch_alone(path: Path) -> None:
     roots = {name.split(".")[0] for name in imports(path)} - set(sys.stdlib_module_names)
     # danco() asks for scikit-dimension when it is called, and not before.
-    assert roots <= {"torch", "lightly_collapse", "skdim"}
+    assert roots <= {"torch", "typing_extensions", "lightly_collapse", "skdim"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))

@@ -11,6 +11,7 @@ from typing_extensions import override
 from lightly_collapse.callbacks._base import Callback
 from lightly_collapse.callbacks._target import find_target, trainable_siblings
 from lightly_collapse.callbacks.schedule import Schedule, WeightSchedule
+from lightly_collapse.functional.orthogonality import PenaltyKind
 from lightly_collapse.loss import OrthogonalityRegularizer
 
 
@@ -56,7 +57,7 @@ class OrthogonalityCallback(Callback):
 
     def __init__(
         self,
-        kind: str = "so",
+        kind: PenaltyKind = "so",
         weight: float = 1e-6,
         target: str = "backbone",
         include: str | Sequence[str] | None = None,

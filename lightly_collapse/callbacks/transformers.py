@@ -9,6 +9,7 @@ from transformers import TrainerCallback
 from typing_extensions import override
 
 from lightly_collapse.callbacks._target import find_target
+from lightly_collapse.functional.orthogonality import PenaltyKind
 from lightly_collapse.loss import OrthogonalityRegularizer
 from lightly_collapse.metrics.features import Tokens
 from lightly_collapse.tracking import CollapseAlarm, CollapseTracker
@@ -117,7 +118,7 @@ class OrthogonalityCallback(TrainerCallback):
     """
 
     def __init__(
-        self, kind: str = "so", weight: float = 1e-6, target: str = "", **settings: Any
+        self, kind: PenaltyKind = "so", weight: float = 1e-6, target: str = "", **settings: Any
     ) -> None:
         self.target = target
         self._settings = {"kind": kind, "weight": weight, **settings}

@@ -3,11 +3,16 @@
 r_1 <= ... <= r_k are the distances of a sample to its k nearest neighbours.
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from lightly_collapse._checks import as_float, check_rows
 from lightly_collapse.functional.neighbors import neighbor_distances
+
+Estimator = Literal["mom", "mle"]
+"""Method of moments, or maximum likelihood."""
 
 DEFAULT_LID_K = 20
 """Number of neighbours of a measured LID; LDReg's penalty takes 64, as its paper does."""

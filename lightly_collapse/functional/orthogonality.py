@@ -7,7 +7,7 @@ choice of side only adds a constant.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from lightly_collapse.functional._convolution import shifts as conv_shifts
 from lightly_collapse.functional._convolution import value_and_overlaps
 from lightly_collapse.functional.gram import gram
 from lightly_collapse.functional.spectral_norm import track
+
+PenaltyKind = Literal["so", "dso", "mc", "srip", "conv"]
+"""The penalties of `orthogonality_penalty`."""
 
 
 def weight_matrix(p: Tensor, groups: int = 1, transposed: bool = False) -> Tensor:
@@ -62,7 +65,7 @@ def weight_matrix(p: Tensor, groups: int = 1, transposed: bool = False) -> Tenso
 
 def orthogonality_penalty(
     w: Tensor,
-    kind: str = "so",
+    kind: PenaltyKind = "so",
     groups: int = 1,
     transposed: bool = False,
     stride: int | tuple[int, ...] = 1,
@@ -306,7 +309,7 @@ _CLOSED_FORMS: dict[str, tuple[Callable[..., tuple[Tensor, Tensor]], Callable[..
     "mc": (_mc, _mc_gradient),
     "conv": (value_and_overlaps, conv_gradient),
 }
-KINDS = ("so", "dso", "mc", "srip", "conv")
+KINDS: tuple[PenaltyKind, ...] = get_args(PenaltyKind)
 
 
 def check_kind(kind: str) -> None:

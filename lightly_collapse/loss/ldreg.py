@@ -17,6 +17,7 @@ from lightly_collapse._distributed import (
     mean_over_processes,
 )
 from lightly_collapse.functional.intrinsic_dimension import (
+    Estimator,
     lid_mle_from_distances,
     lid_mom_from_distances,
 )
@@ -26,7 +27,6 @@ _ESTIMATORS = {"mom": lid_mom_from_distances, "mle": lid_mle_from_distances}
 _NORMS = ("l1", "l2")
 
 Norm = Literal["l1", "l2"]
-Estimator = Literal["mom", "mle"]
 
 
 class LDRegularizer(nn.Module):

@@ -10,6 +10,7 @@ from typing_extensions import override
 from lightly_collapse._checks import as_float
 from lightly_collapse._layers import LayerWeight, find_weights
 from lightly_collapse.functional.orthogonality import (
+    PenaltyKind,
     check_kind,
     orthogonality_penalty,
     tracked_spectral_penalties,
@@ -68,7 +69,7 @@ class OrthogonalityRegularizer(nn.Module):
     def __init__(
         self,
         module: nn.Module,
-        kind: str = "so",
+        kind: PenaltyKind = "so",
         weight: float = 1e-6,
         include: str | Sequence[str] | None = None,
         exclude: str | Sequence[str] | None = None,

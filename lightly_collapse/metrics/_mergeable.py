@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -14,7 +14,8 @@ from typing_extensions import override
 from lightly_collapse._checks import check_rows
 from lightly_collapse._distributed import gathering, raise_on_all
 
-_NAN_STRATEGIES = ("error", "drop")
+NanStrategy = Literal["error", "drop"]
+_NAN_STRATEGIES: tuple[NanStrategy, ...] = get_args(NanStrategy)
 
 
 @contextmanager
@@ -72,7 +73,9 @@ class MergeableMetric(Metric):
     dropped: Tensor
     settings: Tensor
 
-    def __init__(self, nan_strategy: str, settings: Sequence[int] = (), **kwargs: Any) -> None:
+    def __init__(
+        self, nan_strategy: NanStrategy, settings: Sequence[int] = (), **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         if nan_strategy not in _NAN_STRATEGIES:
             raise ValueError(

@@ -8,7 +8,12 @@ from torch import Tensor
 from torchmetrics import Metric
 from typing_extensions import override
 
-from lightly_collapse.metrics._mergeable import MergeableMetric, check_width, exact_arithmetic
+from lightly_collapse.metrics._mergeable import (
+    MergeableMetric,
+    NanStrategy,
+    check_width,
+    exact_arithmetic,
+)
 
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # 64-bit constants of SplitMix64, as signed numbers
 _ROUNDS = ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64))
@@ -33,7 +38,7 @@ class ReservoirMetric(MergeableMetric):
     sample: Tensor
     draws: Tensor
 
-    def __init__(self, size: int, seed: int, nan_strategy: str, **kwargs: Any) -> None:
+    def __init__(self, size: int, seed: int, nan_strategy: NanStrategy, **kwargs: Any) -> None:
         if size < 2:
             raise ValueError(f"size must be at least 2, got {size}")
         if seed < 0:

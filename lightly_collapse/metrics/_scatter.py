@@ -22,7 +22,12 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from typing_extensions import override
 
 from lightly_collapse.functional.gram import add_gram
-from lightly_collapse.metrics._mergeable import MergeableMetric, check_width, exact_arithmetic
+from lightly_collapse.metrics._mergeable import (
+    MergeableMetric,
+    NanStrategy,
+    check_width,
+    exact_arithmetic,
+)
 
 _Spectra = tuple[Tensor, Tensor]  # of the rows as they are, and of the centred ones
 
@@ -41,7 +46,9 @@ class ScatterMetric(MergeableMetric):
     mean: Tensor
     scatter: Tensor
 
-    def __init__(self, nan_strategy: str, settings: Sequence[int] = (), **kwargs: Any) -> None:
+    def __init__(
+        self, nan_strategy: NanStrategy, settings: Sequence[int] = (), **kwargs: Any
+    ) -> None:
         super().__init__(nan_strategy, settings, **kwargs)
         self._add("mean", torch.zeros(0, dtype=torch.float64))
         self._add("scatter", torch.zeros(0, 0, dtype=torch.float64))

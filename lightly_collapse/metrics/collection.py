@@ -10,7 +10,7 @@ from torchmetrics import Metric, MetricCollection
 from typing_extensions import override
 
 from lightly_collapse.functional.spectrum import DEFAULT_RTOL
-from lightly_collapse.metrics._mergeable import MergeableMetric
+from lightly_collapse.metrics._mergeable import MergeableMetric, NanStrategy
 from lightly_collapse.metrics.spectrum import (
     AlphaReQ,
     CollapsedDimensions,
@@ -110,7 +110,10 @@ class CollapseMetrics(MetricCollection):
 
 
 def collapse_metrics(
-    rtol: float = DEFAULT_RTOL, spectrum: bool = False, nan_strategy: str = "error", **kwargs: Any
+    rtol: float = DEFAULT_RTOL,
+    spectrum: bool = False,
+    nan_strategy: NanStrategy = "error",
+    **kwargs: Any,
 ) -> CollapseMetrics:
     """Every scalar spectrum metric in one collection that updates one sketch.
 

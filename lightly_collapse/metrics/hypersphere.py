@@ -10,7 +10,7 @@ from typing_extensions import override
 from lightly_collapse import functional
 from lightly_collapse._checks import on_sphere
 from lightly_collapse.functional.hypersphere import wasserstein_of_moments
-from lightly_collapse.metrics._mergeable import MergeableMetric
+from lightly_collapse.metrics._mergeable import MergeableMetric, NanStrategy
 from lightly_collapse.metrics._reservoir import ReservoirMetric
 from lightly_collapse.metrics._scatter import ScatterMetric
 
@@ -32,7 +32,7 @@ class Alignment(MergeableMetric):
 
     total: Tensor
 
-    def __init__(self, nan_strategy: str = "error", **kwargs: Any) -> None:
+    def __init__(self, nan_strategy: NanStrategy = "error", **kwargs: Any) -> None:
         super().__init__(nan_strategy, **kwargs)
         self._add("total", torch.tensor(0.0, dtype=torch.float64))
 
@@ -101,7 +101,7 @@ class Uniformity(ReservoirMetric):
         t: float = 2.0,
         size: int = 5000,
         seed: int = 0,
-        nan_strategy: str = "error",
+        nan_strategy: NanStrategy = "error",
         **kwargs: Any,
     ) -> None:
         super().__init__(size, seed, nan_strategy, **kwargs)
@@ -140,7 +140,7 @@ class WassersteinUniformity(ScatterMetric):
 
     higher_is_better = False
 
-    def __init__(self, nan_strategy: str = "error", **kwargs: Any) -> None:
+    def __init__(self, nan_strategy: NanStrategy = "error", **kwargs: Any) -> None:
         super().__init__(nan_strategy, settings=(1,), **kwargs)
 
     @override

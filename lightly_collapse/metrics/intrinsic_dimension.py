@@ -6,7 +6,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightly_collapse import functional
-from lightly_collapse.functional.intrinsic_dimension import DEFAULT_LID_K
+from lightly_collapse.functional.intrinsic_dimension import DEFAULT_LID_K, Estimator
+from lightly_collapse.metrics._mergeable import NanStrategy
 from lightly_collapse.metrics._reservoir import ReservoirMetric
 
 _ESTIMATORS = {"mom": functional.lid_mom, "mle": functional.lid_mle}
@@ -42,11 +43,11 @@ class LocalIntrinsicDimension(ReservoirMetric):
     def __init__(
         self,
         k: int = DEFAULT_LID_K,
-        estimator: str = "mom",
+        estimator: Estimator = "mom",
         size: int = 5000,
         seed: int = 0,
         reduction: str = "geometric_mean",
-        nan_strategy: str = "error",
+        nan_strategy: NanStrategy = "error",
         **kwargs: Any,
     ) -> None:
         super().__init__(size, seed, nan_strategy, **kwargs)
@@ -105,7 +106,7 @@ class TwoNN(ReservoirMetric):
         discard_fraction: float = 0.1,
         size: int = 5000,
         seed: int = 0,
-        nan_strategy: str = "error",
+        nan_strategy: NanStrategy = "error",
         **kwargs: Any,
     ) -> None:
         super().__init__(size, seed, nan_strategy, **kwargs)

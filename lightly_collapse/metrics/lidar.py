@@ -8,7 +8,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightly_collapse.functional.lidar import check_augmented, lidar_of_scatter
-from lightly_collapse.metrics._mergeable import exact_arithmetic
+from lightly_collapse.metrics._mergeable import NanStrategy, exact_arithmetic
 from lightly_collapse.metrics._scatter import ScatterMetric
 
 
@@ -43,7 +43,9 @@ class LiDAR(ScatterMetric):
     embeddings: Tensor
     within: Tensor
 
-    def __init__(self, delta: float = 1e-4, nan_strategy: str = "error", **kwargs: Any) -> None:
+    def __init__(
+        self, delta: float = 1e-4, nan_strategy: NanStrategy = "error", **kwargs: Any
+    ) -> None:
         super().__init__(nan_strategy, **kwargs)
         if not delta > 0:
             raise ValueError(f"delta must be positive, got {delta}")

@@ -9,6 +9,7 @@ from typing_extensions import override
 
 from lightly_collapse import functional
 from lightly_collapse.functional.spectrum import DEFAULT_RTOL, rankme_of_spectrum
+from lightly_collapse.metrics._mergeable import NanStrategy
 from lightly_collapse.metrics._scatter import ScatterMetric
 
 
@@ -21,7 +22,7 @@ class _SpectrumMetric(ScatterMetric):
     and the value float32 (float64 after `set_dtype(torch.float64)`).
     """
 
-    def __init__(self, center: bool, nan_strategy: str, **kwargs: Any) -> None:
+    def __init__(self, center: bool, nan_strategy: NanStrategy, **kwargs: Any) -> None:
         super().__init__(nan_strategy, **kwargs)
         self.center = center
 
@@ -58,7 +59,9 @@ class Spectrum(_SpectrumMetric):
         tensor([4., 3.])
     """
 
-    def __init__(self, center: bool = False, nan_strategy: str = "error", **kwargs: Any) -> None:
+    def __init__(
+        self, center: bool = False, nan_strategy: NanStrategy = "error", **kwargs: Any
+    ) -> None:
         super().__init__(center, nan_strategy, **kwargs)
 
     @override
@@ -82,7 +85,9 @@ class EffectiveRank(_SpectrumMetric):
 
     higher_is_better = True
 
-    def __init__(self, center: bool = False, nan_strategy: str = "error", **kwargs: Any) -> None:
+    def __init__(
+        self, center: bool = False, nan_strategy: NanStrategy = "error", **kwargs: Any
+    ) -> None:
         super().__init__(center, nan_strategy, **kwargs)
 
     @override
@@ -108,7 +113,9 @@ class RankMe(_SpectrumMetric):
 
     higher_is_better = True
 
-    def __init__(self, center: bool = False, nan_strategy: str = "error", **kwargs: Any) -> None:
+    def __init__(
+        self, center: bool = False, nan_strategy: NanStrategy = "error", **kwargs: Any
+    ) -> None:
         super().__init__(center, nan_strategy, **kwargs)
 
     @override
@@ -132,7 +139,9 @@ class StableRank(_SpectrumMetric):
 
     higher_is_better = True
 
-    def __init__(self, center: bool = False, nan_strategy: str = "error", **kwargs: Any) -> None:
+    def __init__(
+        self, center: bool = False, nan_strategy: NanStrategy = "error", **kwargs: Any
+    ) -> None:
         super().__init__(center, nan_strategy, **kwargs)
 
     @override
@@ -157,7 +166,9 @@ class ParticipationRatio(_SpectrumMetric):
 
     higher_is_better = True
 
-    def __init__(self, center: bool = True, nan_strategy: str = "error", **kwargs: Any) -> None:
+    def __init__(
+        self, center: bool = True, nan_strategy: NanStrategy = "error", **kwargs: Any
+    ) -> None:
         super().__init__(center, nan_strategy, **kwargs)
 
     @override
@@ -182,7 +193,9 @@ class NESum(_SpectrumMetric):
 
     higher_is_better = True
 
-    def __init__(self, center: bool = True, nan_strategy: str = "error", **kwargs: Any) -> None:
+    def __init__(
+        self, center: bool = True, nan_strategy: NanStrategy = "error", **kwargs: Any
+    ) -> None:
         super().__init__(center, nan_strategy, **kwargs)
 
     @override
@@ -210,7 +223,9 @@ class ConditionNumber(_SpectrumMetric):
 
     higher_is_better = False
 
-    def __init__(self, center: bool = True, nan_strategy: str = "error", **kwargs: Any) -> None:
+    def __init__(
+        self, center: bool = True, nan_strategy: NanStrategy = "error", **kwargs: Any
+    ) -> None:
         super().__init__(center, nan_strategy, **kwargs)
 
     @override
@@ -242,7 +257,7 @@ class CollapsedDimensions(_SpectrumMetric):
         self,
         rtol: float = DEFAULT_RTOL,
         center: bool = True,
-        nan_strategy: str = "error",
+        nan_strategy: NanStrategy = "error",
         **kwargs: Any,
     ) -> None:
         super().__init__(center, nan_strategy, **kwargs)
@@ -273,7 +288,9 @@ class AlphaReQ(_SpectrumMetric):
     # A slower decay uses more dimensions; the paper's best is near 1.
     higher_is_better = False
 
-    def __init__(self, center: bool = True, nan_strategy: str = "error", **kwargs: Any) -> None:
+    def __init__(
+        self, center: bool = True, nan_strategy: NanStrategy = "error", **kwargs: Any
+    ) -> None:
         super().__init__(center, nan_strategy, **kwargs)
 
     @override

@@ -9,7 +9,9 @@ import torch
 from lightly.models.utils import get_weight_decay_parameters
 from torch import nn
 
-from lightly_collapse.loss.ldreg import Estimator, Norm
+from lightly_collapse.functional.intrinsic_dimension import Estimator
+from lightly_collapse.functional.orthogonality import PenaltyKind
+from lightly_collapse.loss.ldreg import Norm
 from lightly_collapse.pretrain.lars import LARS
 
 
@@ -25,7 +27,7 @@ class Orthogonality:
         split_qkv: treat a fused query, key and value projection as three weights.
     """
 
-    kind: Literal["so", "dso", "mc", "srip", "conv"] = "so"
+    kind: PenaltyKind = "so"
     weight: float = 1e-6
     include: list[str] | None = None
     exclude: list[str] | None = None

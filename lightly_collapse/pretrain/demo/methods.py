@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, conv1x1
 
 from lightly_collapse.functional.intrinsic_dimension import DEFAULT_LID_K
+from lightly_collapse.functional.orthogonality import PenaltyKind
 from lightly_collapse.functional.spectrum import DEFAULT_RTOL
 from lightly_collapse.loss import DirectCLRLoss, LDRegularizer, OrthogonalityRegularizer
 from lightly_collapse.models import DirectCLRHead
@@ -105,7 +106,7 @@ def _nt_xent(settings: DemoSettings) -> _Loss:
     return NTXentLoss(temperature=settings.temperature)
 
 
-def _orthogonality(kind: str, weight: float, encoder: nn.Module) -> _Loss:
+def _orthogonality(kind: PenaltyKind, weight: float, encoder: nn.Module) -> _Loss:
     regularizer = OrthogonalityRegularizer(encoder, kind=kind, weight=weight)
     return lambda *_: regularizer()
 
