@@ -58,7 +58,7 @@ def find_backbone(source: Source, prefix: str | None = None) -> Backbone:
             ResNet, or if a tensor of it is not finite.
         OSError: if the checkpoint cannot be read.
     """
-    state = _state_dict(source)
+    state = state_of(source)
     networks = _resnets(state)
     network = choose_network(networks, state, prefix, what="ResNet")
     _check_pooling(network, state)
@@ -72,7 +72,8 @@ def find_backbone(source: Source, prefix: str | None = None) -> Backbone:
     return Backbone(network.prefix, shape, kept, left_out, candidates, is_checked)
 
 
-def _state_dict(source: Source) -> Mapping[str, Tensor]:
+def state_of(source: Source) -> Mapping[str, Tensor]:
+    """The tensors of a module, a state dict or a checkpoint by name."""
     if isinstance(source, nn.Module):
         return dict(source.state_dict())
     if isinstance(source, Mapping):

@@ -14,8 +14,9 @@ def export(
     prefix: str | None = None,
     pixel_mean: tuple[float, float, float] | None = None,
     pixel_std: tuple[float, float, float] | None = None,
+    heads: int | None = None,
 ) -> None:
-    """Write a checkpoint's ResNet for detectron2, with the configuration that fits it.
+    """Write a checkpoint's ResNet or ViT for detectron2, with the configuration that fits it.
 
     Args:
         checkpoint: of Lightning, Lightly or torch.save, or another that `measure` reads.
@@ -24,17 +25,23 @@ def export(
         prefix: of the backbone's names, where there are several ResNets.
         pixel_mean: of pretraining's Normalize, on the 0..1 scale; ImageNet's by default.
         pixel_std: of pretraining's Normalize, on the 0..1 scale; ImageNet's by default.
+        heads: of a ViT's attention; one for each 64 channels by default.
 
     Raises:
-        ValueError: if the checkpoint holds no such ResNet, or an argument is wrong.
+        ValueError: if the checkpoint holds no such backbone, or an argument is wrong.
         OSError: if a file cannot be read or written.
     """
     if to == "torchvision":
-        if pixel_mean or pixel_std:
-            raise ValueError("pixel_mean and pixel_std have no place in a plain state dict")
+        if pixel_mean or pixel_std or heads:
+            raise ValueError("pixel_mean, pixel_std and heads have no place in a plain state dict")
         written = to_torchvision(checkpoint, output, prefix)
     else:
         written = to_detectron2(
-            checkpoint, output, pixel_mean=pixel_mean, pixel_std=pixel_std, prefix=prefix
+            checkpoint,
+            output,
+            pixel_mean=pixel_mean,
+            pixel_std=pixel_std,
+            prefix=prefix,
+            heads=heads,
         )
     print(written.summary())

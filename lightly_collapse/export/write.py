@@ -10,9 +10,10 @@ from typing import Any, BinaryIO
 
 import torch
 
-from lightly_collapse.export.backbone import Backbone, Source, find_backbone
+from lightly_collapse.export.backbone import Backbone, Source, find_backbone, state_of
 from lightly_collapse.export.detectron2 import rename_forward
 from lightly_collapse.export.resnet import ResNetShape
+from lightly_collapse.export.vit import VisionTransformer, ViTShape, find_vit
 from lightly_collapse.io.files import atomic_write
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -27,7 +28,7 @@ class Export:
     Attributes:
         weights: the weight file.
         config: the configuration beside it; None for a plain state dict.
-        shape: which ResNet it is.
+        shape: which ResNet or vision transformer it is.
         prefix: the part of the source's names before the backbone's.
         candidates: the prefixes of all ResNets in the source.
         converted: how many tensors were written.
@@ -35,11 +36,12 @@ class Export:
         is_checked: whether the source was a module and computes what a ResNet of this shape does.
         pixel_mean: mean of the channels R, G, B in 0..1, None for a plain state dict.
         pixel_std: their standard deviation, likewise.
+        notes: what was changed on the way.
     """
 
     weights: Path
     config: Path | None
-    shape: ResNetShape
+    shape: ResNetShape | ViTShape
     prefix: str
     candidates: tuple[str, ...]
     converted: int
@@ -47,6 +49,7 @@ class Export:
     is_checked: bool
     pixel_mean: tuple[float, ...] | None = None
     pixel_std: tuple[float, ...] | None = None
+    notes: tuple[str, ...] = ()
 
     def summary(self) -> str:
         """The same as text, one fact per line."""
@@ -62,7 +65,13 @@ class Export:
             std = ", ".join(f"{value:g}" for value in self.pixel_std)
             lines.append(f"config      {self.config}, pixel mean ({mean}), deviation ({std})")
         lines.append(f"left out    {_groups(self.left_out) or 'nothing'}")
-        if not self.is_checked:
+        lines += [f"changed     {note}" for note in self.notes]
+        if not self.is_checked and isinstance(self.shape, ViTShape):
+            lines.append(
+                f"unchecked   weights do not show the heads ({self.shape.heads} assumed), the "
+                f"activation or the norms' epsilon; export the module itself to have them checked"
+            )
+        elif not self.is_checked:
             lines.append(
                 "unchecked   weights do not show dilation, anti-aliased pooling, strides or "
                 "activations; export the module itself to compare them with detectron2's"
@@ -78,14 +87,19 @@ def to_detectron2(
     pixel_std: Sequence[float] | None = None,
     transform: object = None,
     prefix: str | None = None,
+    heads: int | None = None,
 ) -> Export:
-    """Write a pretrained ResNet as detectron2 loads it, and the configuration that fits it.
+    """Write a pretrained ResNet or ViT as detectron2 loads it, and the configuration that fits it.
 
     Beside `name.pkl` comes `name.yaml`: depth, groups, width, STRIDE_IN_1X1, RES2_OUT_CHANNELS,
     INPUT.FORMAT, PIXEL_MEAN and PIXEL_STD. Merge it into your configuration and set MODEL.WEIGHTS
     to the weight file; a wrong pixel mean is the usual silent mistake. A module is also run once
     beside torchvision's ResNet with the same weights, since weights alone do not show a dilation
     or another pooling.
+
+    A plain vision transformer (timm's or torchvision's names, DINOv2's included) is written for
+    ViTDet's backbone: without class token and last norm, LayerScale multiplied into the weights,
+    the patch embedding resized to 16 pixels where it has another size.
 
     Args:
         backbone_or_checkpoint: a module that is or contains a ResNet (torchvision's or timm's), a
@@ -97,12 +111,14 @@ def to_detectron2(
         transform: the transform of pretraining; mean and deviation are read off its Normalize.
         prefix: the part of the checkpoint's names before the backbone's, such as `backbone.`;
             needed only where it holds several ResNets that are equally likely.
+        heads: of a transformer's attention, where they are not one for each 64 channels and the
+            source is no module that shows them.
 
     Returns:
         What was written and what was left out.
 
     Raises:
-        ValueError: if there is no ResNet that detectron2 has (a CIFAR stem, a vision transformer),
+        ValueError: if there is no ResNet or plain ViT that detectron2 has (a CIFAR stem),
             a tensor of it has no place, the file name ends otherwise, or mean and deviation are
             not three numbers on the 0..1 scale.
         OSError: if a file cannot be read or written.
@@ -117,8 +133,15 @@ def to_detectron2(
     """
     target = _target(path, (".pkl", ".pth"))
     mean, std = _pixels(pixel_mean, pixel_std, transform)
-    backbone = find_backbone(backbone_or_checkpoint, prefix)
-    arrays = rename_forward(backbone.state)
+    source = backbone_or_checkpoint
+    if not isinstance(source, torch.nn.Module):
+        source = state_of(source)
+    backbone: Backbone | VisionTransformer | None = find_vit(source, prefix, heads)
+    if isinstance(backbone, VisionTransformer):
+        arrays = {f"backbone.net.{n}": tensor.numpy() for n, tensor in backbone.state.items()}
+    else:
+        backbone = find_backbone(source, prefix)
+        arrays = rename_forward(backbone.state)
     content: dict[str, Any] = {"__author__": "lightly-collapse", "matching_heuristics": True}
 
     def write(file: BinaryIO) -> None:
@@ -249,7 +272,9 @@ def _pixels(
     return mean, std
 
 
-def _config(weights: str, shape: ResNetShape, mean: Sequence[float], std: Sequence[float]) -> str:
+def _config(
+    weights: str, shape: ResNetShape | ViTShape, mean: Sequence[float], std: Sequence[float]
+) -> str:
     def scaled(values: Sequence[float]) -> str:
         return "[" + ", ".join(f"{round(255 * value, 6)!r}" for value in values) + "]"
 
@@ -257,17 +282,37 @@ def _config(weights: str, shape: ResNetShape, mean: Sequence[float], std: Sequen
 # {shape.name}: what detectron2 must know about {weights}. Pixels on the 0..255 scale.
 VERSION: 2
 MODEL:
-  RESNETS:
-    DEPTH: {shape.depth}
-    NUM_GROUPS: {shape.groups}
-    WIDTH_PER_GROUP: {shape.width_per_group}
-    RES2_OUT_CHANNELS: {shape.res2_out_channels}
-    STRIDE_IN_1X1: False
+{_section(shape)}
   PIXEL_MEAN: {scaled(mean)}
   PIXEL_STD: {scaled(std)}
 INPUT:
   FORMAT: "RGB"
 """
+
+
+def _section(shape: ResNetShape | ViTShape) -> str:
+    values: dict[str, Any]
+    if isinstance(shape, ViTShape):
+        name = "VIT"
+        values = {
+            "PATCH_SIZE": shape.patch_size,
+            "EMBED_DIM": shape.width,
+            "DEPTH": shape.depth,
+            "NUM_HEADS": shape.heads,
+            "MLP_RATIO": shape.mlp_ratio,
+            "PRETRAIN_SIZE": shape.pretrain_size,
+            "GLOBAL_BLOCKS": list(shape.global_blocks),
+        }
+    else:
+        name = "RESNETS"
+        values = {
+            "DEPTH": shape.depth,
+            "NUM_GROUPS": shape.groups,
+            "WIDTH_PER_GROUP": shape.width_per_group,
+            "RES2_OUT_CHANNELS": shape.res2_out_channels,
+            "STRIDE_IN_1X1": False,
+        }
+    return "\n".join([f"  {name}:", *(f"    {key}: {value}" for key, value in values.items())])
 
 
 def _target(path: str | os.PathLike[str], suffixes: tuple[str, ...]) -> Path:
@@ -278,7 +323,7 @@ def _target(path: str | os.PathLike[str], suffixes: tuple[str, ...]) -> Path:
 
 
 def _export(
-    backbone: Backbone,
+    backbone: Backbone | VisionTransformer,
     target: Path,
     config: Path | None = None,
     mean: tuple[float, ...] | None = None,
@@ -295,4 +340,5 @@ def _export(
         is_checked=backbone.is_checked,
         pixel_mean=mean,
         pixel_std=std,
+        notes=backbone.notes if isinstance(backbone, VisionTransformer) else (),
     )

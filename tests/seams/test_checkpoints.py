@@ -19,7 +19,7 @@ from detection.results import RunRecord
 from detection.torchvision.config import load_config
 from detection.torchvision.model import build_model
 from detection.torchvision.weights import load_weights
-from lightly_collapse.export import to_detectron2, to_torchvision
+from lightly_collapse.export import read_detectron2, to_detectron2, to_torchvision
 from lightly_collapse.io.backbones import BackboneSettings, create_backbone
 from lightly_collapse.io.models import load_model
 from lightly_collapse.pretrain.checkpoint import AtomicCheckpointIO
@@ -129,7 +129,6 @@ def test_every_form_is_exported(tmp_path, published, form):
     [
         ("cifar", "CIFAR stem.*: pretrain with the ImageNet stem"),
         ("narrow", "width 4.*: pretrain with width 64"),
-        ("vit", "vision transformer.*only ResNets|no ResNet backbone in it"),
     ],
 )
 def test_what_detectron2_has_no_place_for_is_refused(tmp_path, networks, backbone, why, form):
@@ -138,6 +137,19 @@ def test_what_detectron2_has_no_place_for_is_refused(tmp_path, networks, backbon
         to_detectron2(path, tmp_path / "none.pkl")
     assert "\n" not in str(error.value)
     assert not (tmp_path / "none.pkl").exists()
+
+
+@pytest.mark.parametrize("form", ["plain", "lightning", "distributed"])
+def test_a_transformer_is_exported(tmp_path, networks, form):
+    """The package's ViT is torchvision's; its patches of 4 pixels become 16."""
+    module = networks["vit"]
+    heads = module.encoder.layers[0].num_heads
+    wanted = to_detectron2(module, tmp_path / "module.pkl")
+    export = to_detectron2(FORMS[form](module, tmp_path), tmp_path / "vit.pkl", heads=heads)
+    assert export.shape == wanted.shape
+    assert export.notes == ("patch embedding resized from 4 to 16 pixels",)
+    ours, theirs = (read_detectron2(tmp_path / name) for name in ("vit.pkl", "module.pkl"))
+    assert all((ours[name] == array).all() for name, array in theirs.items())
 
 
 def checkpoint_of(method, folder):
