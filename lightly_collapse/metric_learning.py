@@ -35,7 +35,7 @@ class OrthogonalityWeightRegularizer(BaseRegularizer):  # type: ignore[misc]
             `SumReducer` by default, so that the penalty is that of `orthogonality_penalty`.
 
     Raises:
-        ValueError: if `kind` is unknown or `conv`: class vectors are no convolution.
+        ValueError: if `kind` is none of these: class vectors are no convolution.
 
     Examples:
         >>> from pytorch_metric_learning.losses import ArcFaceLoss
@@ -47,8 +47,8 @@ class OrthogonalityWeightRegularizer(BaseRegularizer):  # type: ignore[misc]
     def __init__(self, kind: PenaltyKind = "so", **kwargs: Any) -> None:
         super().__init__(**kwargs)
         check_kind(kind)
-        if kind == "conv":
-            raise ValueError("kind must be so, dso, mc or srip for class vectors, got 'conv'")
+        if kind not in ("so", "dso", "mc", "srip"):
+            raise ValueError(f"kind must be so, dso, mc or srip for class vectors, got {kind!r}")
         self.kind = kind
 
     def compute_loss(self, weights: Tensor) -> dict[str, dict[str, Any]]:

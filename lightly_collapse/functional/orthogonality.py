@@ -20,7 +20,7 @@ from lightly_collapse.functional._convolution import value_and_overlaps
 from lightly_collapse.functional.gram import gram
 from lightly_collapse.functional.spectral_norm import track
 
-PenaltyKind = Literal["so", "dso", "mc", "srip", "conv"]
+PenaltyKind = Literal["so", "dso", "mc", "srip", "conv", "norms", "shape"]
 """The penalties of `orthogonality_penalty`."""
 
 
@@ -83,6 +83,13 @@ def orthogonality_penalty(
     |        | of G - I                                         |                               |
     | `conv` | convolutional orthogonality: the squared norm of | (those of the convolution)    |
     |        | conv(K, K) - I_0                                 |                               |
+    | `norms`| the diagonal of G - I alone: the norms of the    | (no function of them)         |
+    |        | filters, whatever their angles                   |                               |
+    | `shape`| `so` of the weight rescaled to mean squared      | sum_i (s_i^2 / m - 1)^2, m    |
+    |        | singular value 1: no matter what its scale       | the mean of s_j^2             |
+
+    `norms` and `shape` take the two effects of `so` apart, as controls of an experiment: the first
+    sets the scale of the weight and leaves its filters' angles, the second the other way round.
 
     `conv` compares the filters of a convolution at every shift at which they meet: the shifts by
     multiples of the stride up to P = floor((k - 1) / stride) stride, whatever the padding of the
@@ -94,7 +101,7 @@ def orthogonality_penalty(
     Args:
         w: a matrix (filters, fan_in) or the weight of a layer in any shape `weight_matrix` takes;
             half types are computed in float32.
-        kind: `so`, `dso`, `mc`, `srip` or `conv`.
+        kind: `so`, `dso`, `mc`, `srip`, `conv`, `norms` or `shape`.
         groups: number of groups of a convolution; the penalties of its groups are added up.
         transposed: whether `w` is the weight of a transposed convolution.
         stride: stride of a convolution, for `conv`.
@@ -270,6 +277,43 @@ def _mc_gradient(w: Tensor, pair: Tensor, grad: Tensor) -> Tensor:
     return result if w.shape[-2] <= w.shape[-1] else result.mT
 
 
+def _norms(w: Tensor) -> tuple[Tensor, Tensor]:
+    side = -1 if w.shape[-2] <= w.shape[-1] else -2
+    residual = w.square().sum(dim=side, keepdim=True) - 1
+    return residual.square().sum(), residual
+
+
+def _norms_gradient(w: Tensor, residual: Tensor, grad: Tensor) -> Tensor:
+    return (4 * grad) * residual * w
+
+
+def _shape(w: Tensor) -> tuple[Tensor, Tensor]:
+    """||r G / tr G - I||^2; 0 for a weight of zeros, which has no shape."""
+    unit, norm = _unit(w)
+    g = unit @ unit.mT if w.shape[-2] <= w.shape[-1] else unit.mT @ unit
+    residual = g.shape[-1] * g - torch.eye(g.shape[-1], dtype=w.dtype, device=w.device)
+    residual = residual * (norm > 0)
+    return residual.square().sum(), residual
+
+
+def _shape_gradient(w: Tensor, residual: Tensor, grad: Tensor) -> Tensor:
+    """4 r (E - (|E|^2 / r) I) W / |W|^2, with E = r G / tr G - I: orthogonal to W itself."""
+    r = residual.shape[-1]
+    mean = residual.square().sum(dim=(-2, -1), keepdim=True) / r
+    inner = residual - mean * torch.eye(r, dtype=w.dtype, device=w.device)
+    unit, norm = _unit(w)
+    unit = unit * (4 * grad * r) / torch.where(norm > 0, norm, 1)
+    return inner @ unit if w.shape[-2] <= w.shape[-1] else unit @ inner
+
+
+def _unit(w: Tensor) -> tuple[Tensor, Tensor]:
+    """W / |W| and |W|, in two steps: the squares of the entries need not be representable."""
+    largest = w.abs().amax(dim=(-2, -1), keepdim=True)
+    scaled = w / torch.where(largest > 0, largest, 1)
+    norm = scaled.square().sum(dim=(-2, -1), keepdim=True).sqrt()
+    return scaled / torch.where(norm > 0, norm, 1), norm * largest
+
+
 def _convolutional(
     w: Tensor,
     groups: int,
@@ -308,6 +352,8 @@ _CLOSED_FORMS: dict[str, tuple[Callable[..., tuple[Tensor, Tensor]], Callable[..
     "dso": (_dso, _dso_gradient),
     "mc": (_mc, _mc_gradient),
     "conv": (value_and_overlaps, conv_gradient),
+    "norms": (_norms, _norms_gradient),
+    "shape": (_shape, _shape_gradient),
 }
 KINDS: tuple[PenaltyKind, ...] = get_args(PenaltyKind)
 

@@ -37,8 +37,9 @@ class OrthogonalityRegularizer(nn.Module):
     Args:
         module: the encoder to regularize.
         kind: `so` (soft orthogonality), `dso` (double-sided), `mc` (mutual coherence), `srip`
-            (spectral restricted isometry) or `conv` (convolutional orthogonality); see
-            `lightly_collapse.functional.orthogonality_penalty`.
+            (spectral restricted isometry) or `conv` (convolutional orthogonality), or, as controls
+            of an experiment, `norms` (the filters' norms alone) or `shape` (whatever the scale);
+            see `lightly_collapse.functional.orthogonality_penalty`.
         weight: gamma; reasonable starting points are 1e-7 to 1e-5 for `so`, 1e-5 to 1e-3 for
             `srip`. The attribute may be set at any time, by
             `lightly_collapse.callbacks.RegularizerSchedule` for example.
@@ -162,6 +163,39 @@ class OrthogonalityRegularizer(nn.Module):
             for p, grad in zip(receivers[w], grads, strict=True):
                 p.grad = grad if p.grad is None else p.grad.add_(grad)
         return self._total([penalty.detach() for _, penalty in penalties])
+
+    @torch.no_grad()
+    def initialize(self) -> None:
+        """Replace every regularized weight by a random one with orthonormal filters.
+
+        Of more filters than inputs the columns are made orthonormal. With a weight of 0 this is
+        orthogonal initialisation alone, without a penalty.
+
+        Raises:
+            ValueError: if a weight is computed from others by a hook or a parametrization.
+
+        Examples:
+            >>> layer = nn.Linear(8, 4)
+            >>> regularizer = OrthogonalityRegularizer(layer)
+            >>> regularizer.initialize()
+            >>> round(regularizer.residuals()["weight"], 5)
+            0.0
+        """
+        for w in self._weights:
+            if any(p is not getattr(w.layer, w.attribute) for p in w.parameters):
+                raise ValueError(
+                    f"module must hold its weights themselves to be initialised, but {w.name} is "
+                    "computed by a hook or a parametrization; exclude it"
+                )
+            # A view of the parameter, so that writing to it writes to the layer.
+            weight = w.tensor()
+            matrix = weight_matrix(weight, w.groups, w.transposed)
+            filters = matrix if matrix.ndim == 3 else matrix[None]
+            drawn = torch.stack([nn.init.orthogonal_(torch.empty_like(f)) for f in filters])
+            if w.transposed:
+                shape = (w.groups, weight.shape[1], -1, *weight.shape[2:])
+                drawn = drawn.reshape(shape).transpose(1, 2)
+            weight.copy_(drawn.reshape(weight.shape))
 
     @torch.no_grad()
     def residuals(self) -> dict[str, float]:

@@ -11,6 +11,11 @@ from torch import nn
 
 from lightly_collapse.functional.intrinsic_dimension import Estimator
 from lightly_collapse.functional.orthogonality import PenaltyKind
+from lightly_collapse.loss import (
+    LDRegularizer,
+    OrthogonalityRegularizer,
+    VarianceCovarianceRegularizer,
+)
 from lightly_collapse.loss.ldreg import Norm
 from lightly_collapse.pretrain.lars import LARS
 
@@ -20,11 +25,13 @@ class Orthogonality:
     """Orthogonality regularization of the backbone's weights.
 
     Attributes:
-        kind: `so`, `dso`, `mc`, `srip` or `conv`.
+        kind: `so`, `dso`, `mc`, `srip` or `conv`, or a control: `norms` or `shape`; see
+            `lightly_collapse.functional.orthogonality_penalty`.
         weight: gamma.
         include: regular expressions of parameter names; None for every weight.
         exclude: regular expressions of parameter names to leave out.
         split_qkv: treat a fused query, key and value projection as three weights.
+        initialize: start from random orthonormal filters; with a weight of 0 that is all.
     """
 
     kind: PenaltyKind = "so"
@@ -32,6 +39,16 @@ class Orthogonality:
     include: list[str] | None = None
     exclude: list[str] | None = None
     split_qkv: bool = False
+    initialize: bool = False
+
+    def build(self, backbone: nn.Module) -> OrthogonalityRegularizer:
+        """The regularizer of a backbone, whose weights are replaced where `initialize` says so."""
+        regularizer = OrthogonalityRegularizer(
+            backbone, self.kind, self.weight, self.include, self.exclude, self.split_qkv
+        )
+        if self.initialize:
+            regularizer.initialize()
+        return regularizer
 
 
 @dataclass(frozen=True)
@@ -44,6 +61,8 @@ class LDReg:
         norm: `l1` or `l2`.
         estimator: `mom`, the method of moments, or `mle`, maximum likelihood.
         from_epoch: first epoch, counted from 0, in which it acts.
+        target_dimension: the LID to pull towards; None to raise it without limit.
+        minimize: lower the LID instead: MinLID, the paper's control experiment.
     """
 
     weight: float = 0.01
@@ -51,6 +70,47 @@ class LDReg:
     norm: Norm = "l1"
     estimator: Estimator = "mom"
     from_epoch: int = 0
+    target_dimension: float | None = None
+    minimize: bool = False
+
+    def build(self, scale: float = 1.0) -> LDRegularizer:
+        """The regularizer, its weight times `scale`, over all processes.
+
+        Raises:
+            ValueError: if a setting is out of range.
+        """
+        return LDRegularizer(
+            scale * self.weight,
+            self.k,
+            self.norm,
+            self.estimator,
+            gather_distributed=True,
+            target_dimension=self.target_dimension,
+            minimize=self.minimize,
+        )
+
+
+@dataclass(frozen=True)
+class VarianceCovariance:
+    """Variance and covariance regularization of the representation.
+
+    Attributes:
+        variance_weight: of the hinge on every dimension's standard deviation.
+        covariance_weight: of the squared covariances of different dimensions.
+    """
+
+    variance_weight: float = 1.0
+    covariance_weight: float = 0.04
+
+    def build(self) -> VarianceCovarianceRegularizer:
+        """The regularizer, over all processes.
+
+        Raises:
+            ValueError: if a weight is negative or not finite.
+        """
+        return VarianceCovarianceRegularizer(
+            self.variance_weight, self.covariance_weight, gather_distributed=True
+        )
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lightly_collapse.functional import orthogonality_penalty, weight_matrix
 from tests.helpers import dtypes, gradient, leaf, normal, orthonormal, seeds
 
-KINDS = ("so", "dso", "mc", "srip")
+KINDS = ("so", "dso", "mc", "srip", "norms", "shape")
 SHAPES = [(6, 10), (10, 6), (7, 7), (1, 9), (9, 1), (1, 1)]  # filters below, above, as fan_in
 
 
@@ -23,7 +23,12 @@ def closed_form(w: np.ndarray, kind: str) -> float:
         return sum(float(((np.pad(s**2, (0, side - len(s))) - 1) ** 2).sum()) for side in w.shape)
     if kind == "srip":
         return float(np.abs(s**2 - 1).max())
+    if kind == "shape":
+        mean = float((s**2).mean())
+        return float(((s**2 / mean - 1) ** 2).sum()) if mean > 0 else 0.0
     v = w if w.shape[0] <= w.shape[1] else w.T
+    if kind == "norms":
+        return sum((float(filt @ filt) - 1) ** 2 for filt in v)
     norms = np.linalg.norm(v, axis=1, keepdims=True)
     v = v / np.where(norms > 0, norms, 1)
     return max((abs(float(v[i] @ v[j])) for i in range(len(v)) for j in range(i)), default=0.0)
@@ -46,6 +51,28 @@ def test_so_gradient_is_the_closed_form(shape: tuple[int, int]) -> None:
     exact = 4 * (w @ w.T @ w - w).detach()
     torch.testing.assert_close(gradient(orthogonality_penalty(w, "so"), w), exact)
     torch.testing.assert_close(gradient(orthogonality_penalty(w, "dso"), w), 2 * exact)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_norms_and_shape_take_scale_and_angles_apart(shape: tuple[int, int]) -> None:
+    w = leaf(normal(*shape, seed=5))
+    # The gradient of `shape` is orthogonal to the weight: no step along it changes the scale.
+    slope = gradient(orthogonality_penalty(w, "shape"), w)
+    assert (slope * w).sum().item() == pytest.approx(0, abs=1e-10)
+    for factor in (1e-3, 20.0):
+        scaled = orthogonality_penalty(factor * w, "shape")
+        torch.testing.assert_close(scaled, orthogonality_penalty(w, "shape"))
+    # That of `norms` is along each filter: no step along it changes an angle.
+    filters = w.detach() if shape[0] <= shape[1] else w.detach().T
+    slope = gradient(orthogonality_penalty(w, "norms"), w)
+    slope = slope if shape[0] <= shape[1] else slope.T
+    exact = 4 * (filters.square().sum(dim=1, keepdim=True) - 1) * filters
+    torch.testing.assert_close(slope, exact)
+    # SO is `norms` and the squared inner products of different filters.
+    gram = filters @ filters.T
+    apart = (gram - gram.diag().diag()).square().sum()
+    so, norms = (orthogonality_penalty(w, kind) for kind in ("so", "norms"))
+    torch.testing.assert_close(so.detach(), norms.detach() + apart)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

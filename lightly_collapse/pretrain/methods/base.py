@@ -15,9 +15,13 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightly_collapse.io.backbones import BackboneSettings, create_backbone
-from lightly_collapse.loss import LDRegularizer, OrthogonalityRegularizer
 from lightly_collapse.pretrain.evaluation import HeldOut
-from lightly_collapse.pretrain.settings import LDReg, OptimizerSettings, Orthogonality
+from lightly_collapse.pretrain.settings import (
+    LDReg,
+    OptimizerSettings,
+    Orthogonality,
+    VarianceCovariance,
+)
 
 _BACKBONE, _OPTIMIZER = BackboneSettings(), OptimizerSettings()
 
@@ -53,6 +57,8 @@ class Method(LightningModule):
         optimizer: the optimizer and its schedule.
         orthogonality: orthogonality regularization of the backbone; None for none.
         ldreg: local dimensionality regularization; None for none.
+        variance_covariance: variance and covariance regularization of the representations; None
+            for none.
         channels_last: store images and convolution weights with their channels last, which is
             faster on most hardware.
         num_classes: of the data's labels, for the online linear probe; the command fills it in. No
@@ -74,6 +80,7 @@ class Method(LightningModule):
         optimizer: OptimizerSettings = _OPTIMIZER,
         orthogonality: Orthogonality | None = None,
         ldreg: LDReg | None = None,
+        variance_covariance: VarianceCovariance | None = None,
         channels_last: bool = False,
         num_classes: int = 0,
     ) -> None:
@@ -89,29 +96,9 @@ class Method(LightningModule):
             self.probe = OnlineLinearClassifier(
                 self.feature_dim, num_classes, topk=(1, min(5, num_classes))
             )
-        self.orthogonality = (
-            OrthogonalityRegularizer(
-                self.backbone,
-                orthogonality.kind,
-                orthogonality.weight,
-                orthogonality.include,
-                orthogonality.exclude,
-                orthogonality.split_qkv,
-            )
-            if orthogonality is not None
-            else None
-        )
-        self.ldreg = (
-            LDRegularizer(
-                self.ldreg_scale * ldreg.weight,
-                ldreg.k,
-                ldreg.norm,
-                ldreg.estimator,
-                gather_distributed=True,
-            )
-            if ldreg is not None
-            else None
-        )
+        self.orthogonality = orthogonality and orthogonality.build(self.backbone)
+        self.ldreg = ldreg and ldreg.build(self.ldreg_scale)
+        self.variance_covariance = variance_covariance and variance_covariance.build()
         self._ldreg_from = ldreg.from_epoch if ldreg is not None else 0
         self._held_out = HeldOut()
         self._finite: dict[str, Tensor] = {}
@@ -199,6 +186,10 @@ class Method(LightningModule):
         if self.ldreg is not None and self.current_epoch >= self._ldreg_from:
             penalty = self.ldreg(*step.features, reference=step.reference)
             self.log("ldreg", penalty)
+            loss = loss + penalty
+        if self.variance_covariance is not None:
+            penalty = self.variance_covariance(*step.features)
+            self.log("variance_covariance", penalty)
             loss = loss + penalty
         self._expect_finite("the regularized loss is {}", loss)
         return loss
