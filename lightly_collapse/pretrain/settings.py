@@ -122,6 +122,8 @@ class OptimizerSettings:
         learning_rate: at the end of the warm-up, before scaling.
         scaling: `none`; `linear`, times the whole batch over 256; `sqrt`, times the root of the
             whole batch. The whole batch is that of all devices and accumulated steps.
+        undecayed_learning_rate: of biases and normalisation layers, scaled alike; None for that of
+            the weights.
         momentum: of SGD and LARS.
         betas: decay rates of AdamW's two moving averages.
         trust_coefficient: of LARS, the paper's eta.
@@ -135,6 +137,7 @@ class OptimizerSettings:
 
     name: Literal["sgd", "lars", "adamw"] = "sgd"
     learning_rate: float = 0.06
+    undecayed_learning_rate: float | None = None
     scaling: Literal["none", "linear", "sqrt"] = "none"
     momentum: float = 0.9
     betas: tuple[float, float] = (0.9, 0.999)
@@ -148,6 +151,7 @@ class OptimizerSettings:
     def __post_init__(self) -> None:
         for name in (
             "learning_rate",
+            *(["undecayed_learning_rate"] if self.undecayed_learning_rate is not None else []),
             "momentum",
             "weight_decay",
             "min_lr_factor",
@@ -171,8 +175,10 @@ class OptimizerSettings:
             >>> OptimizerSettings(learning_rate=0.3, scaling="linear").scaled_learning_rate(512)
             0.6
         """
-        factor = {"none": 1.0, "linear": batch / 256, "sqrt": math.sqrt(batch)}[self.scaling]
-        return self.learning_rate * factor
+        return self.learning_rate * self._factor(batch)
+
+    def _factor(self, batch: int) -> float:
+        return {"none": 1.0, "linear": batch / 256, "sqrt": math.sqrt(batch)}[self.scaling]
 
     def build(
         self, modules: Iterable[nn.Module], probe: nn.Module | None, batch: int
@@ -196,6 +202,8 @@ class OptimizerSettings:
             {"params": decayed, "weight_decay": self.weight_decay},
             {"params": undecayed, "weight_decay": 0.0},
         ]
+        if self.undecayed_learning_rate is not None:
+            groups[1]["lr"] = self.undecayed_learning_rate * self._factor(batch)
         if probe is not None:
             rate = self.probe_learning_rate
             if rate is None:

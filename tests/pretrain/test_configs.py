@@ -13,7 +13,7 @@ from lightly_collapse.pretrain.configs import find_config, list_configs, load_co
 FOLDER = Path(__file__).parents[2] / "configs/pretrain"
 RECIPES = sorted(FOLDER.glob("*-*.yaml"))
 # A regularizer's recipe is its baseline's with one mapping more; one of each is trained.
-ENDINGS = ("-so", "-srip", "-ldreg")
+ENDINGS = ("-so", "-srip", "-ldreg", "-variance-covariance")
 TRAINED = [
     path
     for path in RECIPES
@@ -62,7 +62,7 @@ def two_steps(config, images, output, *more):
     if settings.get("ldreg"):
         words += ["--model.ldreg.k", "2", "--model.ldreg.from_epoch", "0"]
     method = config["model"]["class_path"]
-    if method not in ("SimCLR", "DirectCLR", "MAE", "MoCo", "DCL"):
+    if method not in ("SimCLR", "DirectCLR", "MAE", "MoCo", "DCL") or settings.get("hidden_dim"):
         words += ["--model.hidden_dim", "64"]
     if method in ("SimSiam", "BarlowTwins", "VICReg", "FroSSL"):
         words += ["--model.output_dim", "64"]
@@ -89,6 +89,7 @@ def test_recipes_train(recipe, images, tmp_path):
     assert method.name == config["model"]["class_path"]
     assert (method.orthogonality is not None) == ("orthogonality" in settings)
     assert (method.ldreg is not None) == ("ldreg" in settings)
+    assert (method.variance_covariance is not None) == ("variance_covariance" in settings)
     assert (tmp_path / "last.ckpt").exists()
 
 

@@ -22,6 +22,11 @@ BYOL_VIEWS = {
     "blur": [1.0, 0.1],
     "solarize": [0.0, 0.2],
 }
+MOCO_VIEWS = {
+    "min_scale": 0.2,
+    **{"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1},
+    "blur": [0.5, 0.5],
+}
 
 
 def optimizer(name, rate, scaling, decay, warmup, **more):
@@ -104,6 +109,48 @@ PUBLISHED = {
         {
             **{"temperature": 1.0, "output_dim": 256, "start_momentum": 0.99},
             **optimizer("lars", 0.6, "linear", 1e-6, 10),
+        },
+    ),
+    "imagenet1k-resnet50-vicreg": (
+        "vicreg code, main_vicreg.py, augmentations.py, README.md (0.3 for 100 epochs)",
+        *("VICReg", 100, 2048, BYOL_VIEWS),
+        {
+            **{"hidden_dim": 8192, "output_dim": 8192},
+            **{"invariance": 25.0, "variance": 25.0, "covariance": 1.0},
+            **optimizer("lars", 0.3, "linear", 1e-6, 10, min_lr_factor=1e-3),
+        },
+    ),
+    "imagenet1k-resnet50-barlow-twins": (
+        "barlowtwins code, main.py; epochs as LDReg's runs",
+        *("BarlowTwins", 100, 2048, BYOL_VIEWS),
+        {
+            **{"hidden_dim": 8192, "output_dim": 8192, "redundancy": 0.0051},
+            **optimizer(
+                *("lars", 0.2, "linear", 1e-6, 10),
+                undecayed_learning_rate=0.0048,
+                min_lr_factor=1e-3,
+            ),
+        },
+    ),
+    "imagenet1k-resnet50-moco": (
+        "moco code, main_moco.py and README.md, options of v2",
+        *("MoCo", 200, 256, MOCO_VIEWS),
+        {
+            **{"temperature": 0.2, "queue_size": 65536},
+            **{"start_momentum": 0.999, "end_momentum": 0.999},
+            "optimizer": {
+                **{"name": "sgd", "learning_rate": 0.03, "scaling": "linear"},
+                "weight_decay": 1e-4,
+            },
+        },
+    ),
+    "cifar100-vit-base-dino": (
+        f"{SOLO}cifar/dino.yaml (head, momentum, warm-up); DINO, section 3 (AdamW)",
+        *("DINO", 1000, 256, CIFAR_VIEWS),
+        {
+            **{"hidden_dim": 2048, "bottleneck_dim": 256, "output_dim": 4096},
+            "start_momentum": 0.9995,
+            **optimizer("adamw", 5e-4, "linear", 0.04, 10, betas=[0.9, 0.999]),
         },
     ),
     "imagenet1k-vit-base-mae": (

@@ -96,9 +96,9 @@ class Method(LightningModule):
             self.probe = OnlineLinearClassifier(
                 self.feature_dim, num_classes, topk=(1, min(5, num_classes))
             )
-        self.orthogonality = orthogonality and orthogonality.build(self.backbone)
-        self.ldreg = ldreg and ldreg.build(self.ldreg_scale)
-        self.variance_covariance = variance_covariance and variance_covariance.build()
+        self.orthogonality = orthogonality.build(self.backbone) if orthogonality else None
+        self.ldreg = ldreg.build(self.ldreg_scale) if ldreg else None
+        self.variance_covariance = variance_covariance.build() if variance_covariance else None
         self._ldreg_from = ldreg.from_epoch if ldreg is not None else 0
         self._held_out = HeldOut()
         self._finite: dict[str, Tensor] = {}

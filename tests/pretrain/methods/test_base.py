@@ -28,7 +28,12 @@ from lightly_collapse.pretrain.methods import (
     VICReg,
 )
 from lightly_collapse.pretrain.methods.base import DivergedError
-from lightly_collapse.pretrain.settings import LDReg, OptimizerSettings, Orthogonality
+from lightly_collapse.pretrain.settings import (
+    LDReg,
+    OptimizerSettings,
+    Orthogonality,
+    VarianceCovariance,
+)
 
 RESNET = BackboneSettings("resnet18", stem="cifar", width=4)
 MAKE = {
@@ -273,3 +278,42 @@ def test_what_diverged_is_named(poisoned, monkeypatch):
     said = "the loss is nan" if poisoned == "loss" else "the representation holds NaN or inf"
     with pytest.raises(DivergedError, match=f"SimCLR: {said} at step 7 of epoch 5"):
         method.training_step((images, torch.zeros(8, dtype=torch.long)), 0)
+
+
+def test_regularizers_are_built_from_their_settings():
+    torch.manual_seed(0)
+    method = SimCLR(
+        backbone=RESNET,
+        orthogonality=Orthogonality("shape", weight=0.5, initialize=True),
+        ldreg=LDReg(weight=0.1, k=4, target_dimension=3.0),
+        variance_covariance=VarianceCovariance(2.0, 0.5),
+    )
+    assert sum(method.orthogonality.residuals().values()) == pytest.approx(0, abs=1e-8)
+    assert method.orthogonality.weight == 0.5
+    assert (method.ldreg.target_dimension, method.ldreg.minimize) == (3.0, False)
+    regularizer = method.variance_covariance
+    assert (regularizer.variance_weight, regularizer.covariance_weight) == (2.0, 0.5)
+    assert regularizer.gather_distributed
+    minlid = SimCLR(backbone=RESNET, ldreg=LDReg(k=4, minimize=True)).ldreg
+    x = torch.rand(16, method.feature_dim)
+    torch.testing.assert_close(minlid(x), -SimCLR(backbone=RESNET, ldreg=LDReg(k=4)).ldreg(x))
+
+
+def test_every_regularizer_adds_to_the_loss_and_is_logged(monkeypatch):
+    method = SimCLR(backbone=RESNET, variance_covariance=VarianceCovariance(2.0, 0.5))
+    logged = {}
+    monkeypatch.setattr(method, "log", lambda name, value, **_: logged.update({name: value}))
+    step = method.step(views(method))
+    total = method._regularized(step)
+    assert logged["variance_covariance"] > 0
+    torch.testing.assert_close(total, step.loss + logged["variance_covariance"])
+
+
+def test_biases_may_have_a_learning_rate_of_their_own():
+    settings = OptimizerSettings(
+        "lars", learning_rate=0.2, undecayed_learning_rate=0.0048, scaling="linear"
+    )
+    groups = settings.build([SimCLR(backbone=RESNET).backbone], None, 2048).param_groups
+    assert [group["lr"] for group in groups] == pytest.approx([1.6, 0.0384])
+    with pytest.raises(ValueError, match=r"undecayed_learning_rate must be .* got -1"):
+        OptimizerSettings(undecayed_learning_rate=-1.0)
