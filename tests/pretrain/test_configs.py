@@ -98,7 +98,7 @@ def test_every_method_and_every_regularizer_trains(part, images, tmp_path):
     base = FOLDER / "digits-resnet18-simclr.yaml"
     words = ["--config", str(base), "--config", str(part)]
     config, _ = split_config(words)
-    if part.stem == "mae":
+    if part.stem in ("mae", "ibot"):
         name = {"name": "vit_base", "image_size": 32, "patch_size": 4}
         config["model"]["init_args"]["backbone"] = name
     if config["model"]["class_path"] not in ("SimCLR",):

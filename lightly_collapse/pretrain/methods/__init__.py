@@ -6,6 +6,7 @@ from lightly_collapse.pretrain.methods.dcl import DCL
 from lightly_collapse.pretrain.methods.dino import DINO
 from lightly_collapse.pretrain.methods.directclr import DirectCLR
 from lightly_collapse.pretrain.methods.frossl import FroSSL
+from lightly_collapse.pretrain.methods.ibot import IBOT
 from lightly_collapse.pretrain.methods.lejepa import LeJEPA
 from lightly_collapse.pretrain.methods.mae import MAE
 from lightly_collapse.pretrain.methods.mmcr import MMCR
@@ -24,6 +25,7 @@ __all__ = [
     "BYOL",
     "DCL",
     "DINO",
+    "IBOT",
     "MAE",
     "MMCR",
     "NNBYOL",

@@ -10,6 +10,7 @@ from lightly_collapse.pretrain.methods import (
     BYOL,
     DCL,
     DINO,
+    IBOT,
     MAE,
     MMCR,
     NNBYOL,
@@ -57,6 +58,12 @@ MAKE = {
     "FroSSL": lambda: FroSSL(hidden_dim=16, output_dim=8, backbone=RESNET),
     "MMCR": lambda: MMCR(hidden_dim=16, output_dim=8, backbone=RESNET),
     "LeJEPA": lambda: LeJEPA(hidden_dim=16, output_dim=8, directions=16, backbone=RESNET),
+    "IBOT": lambda: IBOT(
+        hidden_dim=16,
+        bottleneck_dim=8,
+        output_dim=24,
+        backbone=BackboneSettings("vit_tiny", image_size=16, patch_size=4),
+    ),
     "MAE": lambda: MAE(
         decoder_layers=1,
         decoder_heads=2,
@@ -317,3 +324,27 @@ def test_biases_may_have_a_learning_rate_of_their_own():
     assert [group["lr"] for group in groups] == pytest.approx([1.6, 0.0384])
     with pytest.raises(ValueError, match=r"undecayed_learning_rate must be .* got -1"):
         OptimizerSettings(undecayed_learning_rate=-1.0)
+
+
+def test_ibot_starts_with_equal_networks_and_hides_patches_from_the_student_alone(monkeypatch):
+    torch.manual_seed(0)
+    method = MAKE["IBOT"]()
+    monkeypatch.setattr(method, "momentum", lambda start, end=1.0: 1.0)
+    monkeypatch.setattr(type(method), "current_epoch", 5)
+    for name, value in method.backbone.state_dict().items():
+        assert torch.equal(value, method.teacher_backbone.state_dict()[name]), name
+    images = torch.rand(8, 3, 16, 16)
+    # Unmasked, the wrapped network is the backbone itself.
+    tokens = method._masked[0].encode(images)
+    torch.testing.assert_close(tokens[:, 0], method.backbone(images))
+    method.step([images, images]).loss.backward()
+    assert method.mask_token.grad.abs().sum() > 0
+    assert all(p.grad is None for p in method.teacher_backbone.parameters())
+
+
+def test_ibot_needs_a_vit_and_a_sound_weight():
+    with pytest.raises(ValueError, match=r"IBOT needs a ViT .* got resnet18"):
+        IBOT(output_dim=24, backbone=RESNET)
+    vit = BackboneSettings("vit_tiny", image_size=16, patch_size=4)
+    with pytest.raises(ValueError, match=r"patch_weight must be .* got -1"):
+        IBOT(patch_weight=-1, output_dim=24, backbone=vit)
