@@ -145,7 +145,7 @@ def check_settings(config: Any, num_gpus: int) -> None:
     except RuntimeError as error:
         line = str(error).splitlines()[0]
         raise ValueError(f"config: MODEL.DEVICE is no device: {line}") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
+    if device.type == "cuda" and num_gpus and not torch.cuda.is_available():
         raise ValueError("MODEL.DEVICE: no GPU here; give --num-gpus 0 or MODEL.DEVICE cpu")
     if not 0 <= num_gpus <= max(torch.cuda.device_count(), 0):
         raise ValueError(

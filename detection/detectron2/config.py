@@ -45,9 +45,9 @@ def configure(arguments: argparse.Namespace) -> Any:
         raise ValueError(f"config: {error}") from error
     if cfg.INPUT.FORMAT != "RGB":
         raise ValueError(f"config: INPUT.FORMAT must be 'RGB', got {cfg.INPUT.FORMAT!r}")
+    check_settings(cfg, arguments.num_gpus)
     if arguments.num_gpus == 0:
         cfg.MODEL.DEVICE = "cpu"
-    check_settings(cfg, arguments.num_gpus)
     if arguments.dataset_root is not None:
         cfg.DATASETS.ROOT = str(arguments.dataset_root)
     if arguments.classes:

@@ -224,9 +224,9 @@ def configure(arguments: argparse.Namespace) -> Config:
             f"detection.train_net trains on several"
         )
     config = load_config(arguments.config_file, arguments.opts)
+    check_settings(config, arguments.num_gpus)
     if arguments.num_gpus == 0:
         config["MODEL"]["DEVICE"] = "cpu"
-    check_settings(config, arguments.num_gpus)
     if arguments.dataset_root is not None:
         config["DATASETS"]["ROOT"] = str(arguments.dataset_root)
     if arguments.classes:

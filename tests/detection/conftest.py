@@ -1,11 +1,15 @@
 """A small data set in VOC format: handwritten digits pasted on backgrounds."""
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
+
+from detection.voc import read_voc
 
 NAMES = ("zero", "one", "seven")
 WIDTH, HEIGHT = 96, 72
@@ -83,3 +87,71 @@ def one_image(tmp_path):
         return tmp_path
 
     return write
+
+
+def coco_from_voc(source, target, split):
+    """A split in VOC's format as one in COCO's: every other mask an octagon or a run length.
+
+    The octagon has its corners on the box's edges; the run length is that of the ellipse inside.
+    """
+    dataset = read_voc(split, source)
+    (target / "annotations").mkdir(parents=True, exist_ok=True)
+    (target / "images").mkdir(exist_ok=True)
+    names = {name: 10 * (i + 1) for i, name in enumerate(dataset.classes)}
+    images, annotations = [], []
+    for i, photograph in enumerate(dataset.photographs):
+        width, height = photograph.width, photograph.height
+        shutil.copy(photograph.path, target / "images" / photograph.path.name)
+        image = {"id": i, "file_name": photograph.path.name, "width": width, "height": height}
+        images.append(image)
+        for box in photograph.boxes:
+            x0, y0, x1, y1 = box.corners
+            number = len(annotations)
+            annotations.append(
+                {
+                    "id": number,
+                    "image_id": i,
+                    "category_id": names[box.name],
+                    "bbox": [x0, y0, x1 - x0, y1 - y0],
+                    "area": (x1 - x0) * (y1 - y0),
+                    "iscrowd": 0,
+                    "segmentation": ellipse_runs(box.corners, width, height)
+                    if number % 2
+                    else [octagon(box.corners)],
+                }
+            )
+    content = {
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": i, "name": name} for name, i in names.items()],
+    }
+    (target / "annotations" / f"{split}.json").write_text(json.dumps(content))
+    return content
+
+
+def octagon(corners):
+    x0, y0, x1, y1 = corners
+    a, b = 0.3 * (x1 - x0), 0.3 * (y1 - y0)
+    points = [(x0 + a, y0), (x1 - a, y0), (x1, y0 + b), (x1, y1 - b)]
+    points += [(x1 - a, y1), (x0 + a, y1), (x0, y1 - b), (x0, y0 + b)]
+    return [float(value) for point in points for value in point]
+
+
+def ellipse_runs(corners, width, height):
+    """Uncompressed run lengths, column by column, beginning with the background."""
+    x0, y0, x1, y1 = corners
+    y, x = np.mgrid[:height, :width] + 0.5
+    radii = (x1 - x0) / 2, (y1 - y0) / 2
+    inside = ((x - x0) / radii[0] - 1) ** 2 + ((y - y0) / radii[1] - 1) ** 2 <= 1
+    flat = np.concatenate([[False], inside.T.ravel()])
+    changes = np.flatnonzero(flat[1:] != flat[:-1])
+    counts = np.diff(np.concatenate([[0], changes, [flat.size - 1]]))
+    return {"size": [height, width], "counts": [int(count) for count in counts]}
+
+
+@pytest.fixture(scope="session")
+def coco_root(digits_root, tmp_path_factory):
+    root = tmp_path_factory.mktemp("coco")
+    for split in ("train", "test"):
+        coco_from_voc(digits_root, root, split)
+    return root
