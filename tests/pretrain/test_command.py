@@ -22,6 +22,10 @@ SMALL = [
     *("--data.bank_images", "64"),
 ]
 NARROW = ["--model.backbone.stem", "cifar", "--model.backbone.width", "4"]
+VIT = [
+    *("--model.backbone.name", "vit_tiny"),
+    *("--model.backbone.image_size", "16", "--model.backbone.patch_size", "4"),
+]
 
 
 def weights(path):
@@ -82,6 +86,11 @@ def test_the_written_configuration_gives_the_same_run(tmp_path):
         ["SimCLR", "--model.orthogonality", '{"kind": "srip", "weight": 0.1}'],
         ["MoCo", "--model.queue_size", "96"],
         ["DINO", "--model.output_dim", "32", "--model.hidden_dim", "16"],
+        pytest.param(
+            ["IBOT", "--model.output_dim", "32", "--model.hidden_dim", "16"],
+            marks=pytest.mark.slow,
+            id="IBOT 16",
+        ),
         ["MoCoV3", "--model.output_dim", "8", "--model.hidden_dim", "16"],
         ["NNCLR", "--model.queue_size", "96", "--model.prediction_dim", "16"],
         ["NNBYOL", "--model.queue_size", "96", "--model.hidden_dim", "16"],
@@ -96,7 +105,8 @@ def test_the_written_configuration_gives_the_same_run(tmp_path):
 )
 def test_a_run_resumed_after_an_epoch_ends_with_the_weights_of_one_that_was_not(tmp_path, method):
     # The schedule is that of two epochs in both: the first run is stopped, not shortened.
-    words = ["--model", *method, *SMALL, *NARROW, "--trainer.max_epochs", "3"]
+    backbone = VIT if method[0] == "IBOT" else NARROW
+    words = ["--model", *method, *SMALL, *backbone, "--trainer.max_epochs", "3"]
     pretrain([*words, "--output", str(tmp_path / "whole")])
     stop = {"class_path": f"{__name__}.StopAfter", "init_args": {"epoch": 0}}
     with pytest.raises(StoppedError):

@@ -16,6 +16,8 @@ from typing_extensions import override
 from lightly_collapse.pretrain.methods.base import Step
 from lightly_collapse.pretrain.methods.dino import DINO
 
+_LEAST_SIDE = 4
+
 
 class IBOT(DINO):
     """iBOT: DINO, and the teacher's distribution of every patch that is hidden from the student.
@@ -40,6 +42,14 @@ class IBOT(DINO):
             )
         if not 0 <= patch_weight < float("inf"):
             raise ValueError(f"patch_weight must be finite and not negative, got {patch_weight}")
+        settings = self.backbone_settings
+        self._side = settings.image_size // settings.patch_size
+        if self._side < _LEAST_SIDE:
+            raise ValueError(
+                f"IBOT hides blocks of patches and needs at least {_LEAST_SIDE} to a side: "
+                f"backbone image_size {settings.image_size} and patch_size "
+                f"{settings.patch_size} give {self._side}"
+            )
         self.patch_weight = patch_weight
         self.mask_token = nn.Parameter(
             nn.init.normal_(vit.class_token.new_empty(1, 1, self.feature_dim), std=0.02)
@@ -52,9 +62,8 @@ class IBOT(DINO):
             for network in (vit, self.teacher_backbone)
         ]
         self.teacher_backbone.load_state_dict(vit.state_dict())
-        settings = self.criterion
         self.patch_criterion = IBOTPatchLoss(
-            self.student.last_layer.out_features, settings.teacher_temp
+            self.student.last_layer.out_features, self.criterion.teacher_temp
         )
 
     @override
@@ -70,10 +79,10 @@ class IBOT(DINO):
         update_momentum(self.student, self.teacher, m=momentum)
         student, teacher = self._masked
         images = torch.cat(list(views[:2]))
-        side = self.backbone_settings.image_size // self.backbone_settings.patch_size
         block = random_block_mask(
-            (len(images), side, side),
-            min_num_masks_per_block=max(1, (side // 3) ** 2),
+            (len(images), self._side, self._side),
+            # No more than an image with the fewest hidden patches, a tenth, has of them.
+            min_num_masks_per_block=max(1, min((self._side // 3) ** 2, self._side**2 // 10)),
             device=images.device,
         )
         hidden = nn.functional.pad(block.flatten(1), (1, 0))  # the class token is always seen

@@ -342,9 +342,23 @@ def test_ibot_starts_with_equal_networks_and_hides_patches_from_the_student_alon
     assert all(p.grad is None for p in method.teacher_backbone.parameters())
 
 
+@pytest.mark.parametrize("side", [4, 6, 9, 12])
+def test_ibot_hides_patches_of_any_grid(side, monkeypatch):
+    torch.manual_seed(0)
+    vit = BackboneSettings("vit_tiny", image_size=2 * side, patch_size=2)
+    method = IBOT(hidden_dim=16, bottleneck_dim=8, output_dim=24, backbone=vit)
+    monkeypatch.setattr(method, "momentum", lambda start, end=1.0: 1.0)
+    monkeypatch.setattr(type(method), "current_epoch", 5)
+    images = torch.rand(3, 3, 2 * side, 2 * side)
+    assert method.step([images, images]).loss.isfinite()
+
+
 def test_ibot_needs_a_vit_and_a_sound_weight():
     with pytest.raises(ValueError, match=r"IBOT needs a ViT .* got resnet18"):
         IBOT(output_dim=24, backbone=RESNET)
     vit = BackboneSettings("vit_tiny", image_size=16, patch_size=4)
+    few = BackboneSettings("vit_tiny", image_size=16, patch_size=8)
+    with pytest.raises(ValueError, match=r"at least 4 to a side.*patch_size 8 give 2"):
+        IBOT(output_dim=24, backbone=few)
     with pytest.raises(ValueError, match=r"patch_weight must be .* got -1"):
         IBOT(patch_weight=-1, output_dim=24, backbone=vit)
