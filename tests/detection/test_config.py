@@ -33,7 +33,7 @@ def test_examples():
         assert doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE).failed == 0
 
 
-# facebookresearch/moco at d00ef73 ("use naiveSyncBN for moco"), folder detection/configs: all keys
+# facebookresearch/moco at 132aea9, folder detection/configs: all keys
 # of pascal_voc_R_50_C4_24k_moco.yaml and coco_R_50_C4_2x_moco.yaml with those of their bases
 # (pascal_voc_R_50_C4_24k.yaml, coco_R_50_C4_2x.yaml, Base-RCNN-C4-BN.yaml). MODEL.WEIGHTS is left
 # out: the file there is a placeholder.
