@@ -1,0 +1,94 @@
+"""Sphinx settings. Build: `sphinx-build -W docs docs/_build/html` in an environment with `[docs]`."""
+
+import os
+import re
+import sys
+import warnings
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the gallery's detection example
+
+import lightly_collapse
+
+project = "lightly-collapse"
+author = "The lightly-collapse developers"
+release = version = lightly_collapse.__version__
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+    "sphinx_gallery.gen_gallery",
+]
+exclude_patterns = ["_build", "gallery/README.txt"]
+default_role = "literal"  # docstrings quote code by single backticks
+myst_enable_extensions = ["dollarmath", "colon_fence"]
+myst_heading_anchors = 3
+autodoc_typehints = "none"  # the docstrings give shapes and dtypes, which types do not
+autodoc_member_order = "bysource"
+napoleon_use_rtype = False
+napoleon_custom_sections = [("Source", "notes_style")]
+copybutton_exclude = ".linenos, .gp, .go"
+suppress_warnings = ["config.cache"]
+
+html_theme = "furo"
+html_title = f"lightly-collapse {release}"
+html_static_path = ["_static"]
+
+if os.environ.get("DOCS_ONLINE"):  # links to other projects need their inventories
+    extensions.append("sphinx.ext.intersphinx")
+    intersphinx_mapping = {
+        "python": ("https://docs.python.org/3", None),
+        "torch": ("https://pytorch.org/docs/stable", None),
+        "lightly": ("https://docs.lightly.ai/self-supervised-learning", None),
+        "torchmetrics": ("https://lightning.ai/docs/torchmetrics/stable", None),
+        "lightning": ("https://lightning.ai/docs/pytorch/stable", None),
+    }
+
+sphinx_gallery_conf = {
+    "examples_dirs": "gallery",
+    "gallery_dirs": "auto_gallery",
+    "filename_pattern": "plot_",
+    "show_memory": False,
+    "show_signature": False,
+    "download_all_examples": False,
+    "remove_config_comments": True,
+    "abort_on_example_error": True,
+    "within_subsection_order": "FileNameSortKey",
+}
+warnings.filterwarnings("ignore", category=DeprecationWarning)
+
+
+def _table(lines: list[str]) -> list[str]:
+    """A Markdown table as a list-table of reStructuredText."""
+    rows = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in lines]
+    out = ["", ".. list-table::", "   :header-rows: 1", ""]
+    for row in [rows[0], *rows[2:]]:
+        out += [f"   {'*' if i == 0 else ' '} - {cell}" for i, cell in enumerate(row)]
+    return [*out, ""]
+
+
+def convert_tables(app, what, name, obj, options, lines: list[str]) -> None:
+    """Docstrings hold Markdown tables, which are easier to read in the source."""
+    out: list[str] = []
+    table: list[str] = []
+    for line in [*lines, ""]:
+        if re.match(r"\s*\|.*\|\s*$", line):
+            table.append(line)
+            continue
+        if table:
+            out += _table(table)
+            table = []
+        if not line.lstrip().startswith((">>>", "...")):
+            # Norms and kernel sizes; in reStructuredText the signs mean something else.
+            line = re.sub(r"(?<![`\\])\|", r"\\|", line)
+            line = re.sub(r"(?<![\w*`\\])\*(?=\w+[,)])", r"\\*", line)
+        out.append(line)
+    lines[:] = out[:-1]
+
+
+def setup(app) -> None:
+    """Register the conversion."""
+    app.connect("autodoc-process-docstring", convert_tables, priority=400)
