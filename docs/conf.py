@@ -1,4 +1,4 @@
-"""Sphinx settings. Build: `sphinx-build -W docs docs/_build/html` in an environment with `[docs]`."""
+"""Sphinx settings; CONTRIBUTING.md has the command that builds the site."""
 
 import os
 import re
@@ -22,7 +22,7 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_gallery.gen_gallery",
 ]
-exclude_patterns = ["_build", "gallery/README.txt"]
+exclude_patterns = ["_build", "gallery"]
 default_role = "literal"  # docstrings quote code by single backticks
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
@@ -35,7 +35,6 @@ suppress_warnings = ["config.cache"]
 
 html_theme = "furo"
 html_title = f"lightly-collapse {release}"
-html_static_path = ["_static"]
 
 if os.environ.get("DOCS_ONLINE"):  # links to other projects need their inventories
     extensions.append("sphinx.ext.intersphinx")
@@ -83,9 +82,10 @@ def convert_tables(app, what, name, obj, options, lines: list[str]) -> None:
             table = []
         if not line.lstrip().startswith((">>>", "...")):
             # Norms and kernel sizes; in reStructuredText the signs mean something else.
-            line = re.sub(r"(?<![`\\])\|", r"\\|", line)
-            line = re.sub(r"(?<![\w*`\\])\*(?=\w+[,)])", r"\\*", line)
-        out.append(line)
+            escaped = re.sub(r"(?<![`\\])\|", r"\\|", line)
+            out.append(re.sub(r"(?<![\w*`\\])\*(?=\w+[,)])", r"\\*", escaped))
+        else:
+            out.append(line)
     lines[:] = out[:-1]
 
 

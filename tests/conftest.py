@@ -1,5 +1,6 @@
 """Hypothesis profiles and golden values shared by the whole suite."""
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -8,6 +9,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from torch import Tensor
+
+# Two workers on two cores, and their subprocesses, must not take two threads each.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
 
 # The default profile gives the same verdict for the same code; `--hypothesis-profile=explore`
 # looks further, with new examples at every run.

@@ -1,5 +1,4 @@
-"""
-Collapse and three cures
+"""Collapse and three cures
 ========================
 
 SimCLR without a projector loses dimensions of the representation. A projector, orthogonal weights

@@ -1,5 +1,4 @@
-"""
-The spectrum over training
+"""The spectrum over training
 ==========================
 
 :class:`~lightly_collapse.tracking.CollapseTracker` reads a layer every few steps of any training
@@ -49,7 +48,9 @@ with CollapseTracker(model, layers=("backbone",), every_n_steps=10, window=4, li
 # Left the tracked rank, right the spectrum of held-out images at the same steps.
 
 fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5))
-left.plot([s for s, _ in history], [r["collapse/backbone/effective_rank"] for _, r in history], marker="o")
+left.plot(
+    [s for s, _ in history], [r["collapse/backbone/effective_rank"] for _, r in history], marker="o"
+)
 left.set(xlabel="step", ylabel="effective rank of 128")
 shades = plt.get_cmap("viridis")
 for i, (step, s) in enumerate(spectra.items()):

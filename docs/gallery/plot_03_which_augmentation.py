@@ -1,5 +1,4 @@
-"""
-Which augmentation is to blame
+"""Which augmentation is to blame
 ==============================
 
 Directions along which an augmentation moves an image further than images differ from one another

@@ -1,5 +1,4 @@
-"""
-Hidden layers
+"""Hidden layers
 =============
 
 Collapse does not begin at the output. :func:`~lightly_collapse.report.measure` reads every stage of
@@ -21,7 +20,9 @@ loader = DataLoader(TensorDataset(images), batch_size=64)
 report = measure(backbone, loader, ["layer1", "layer2", "layer3", "layer4"], lid_k=10)
 
 for layer in report.layers:
-    print(f"{layer.name:8} effective rank {layer.value('effective_rank'):6.1f} of {layer.dimensions}")
+    print(
+        f"{layer.name:8} effective rank {layer.value('effective_rank'):6.1f} of {layer.dimensions}"
+    )
 
 # %%
 # A network at random initialisation already uses few of its dimensions on such images.

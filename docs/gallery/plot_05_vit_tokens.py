@@ -1,5 +1,4 @@
-"""
-Tokens of a vision transformer
+"""Tokens of a vision transformer
 ==============================
 
 A transformer's output holds a class token and patch tokens. They collapse separately, so they are

@@ -1,5 +1,4 @@
-"""
-A plain PyTorch loop with mixed precision
+"""A plain PyTorch loop with mixed precision
 =========================================
 
 Between `backward()` and `step()`, `accumulate_gradient()` adds a regularizer's gradient. The loss

@@ -1,5 +1,4 @@
-"""
-Lightning: two callbacks, no change to the module
+"""Lightning: two callbacks, no change to the module
 =================================================
 
 The callbacks work with `pytorch_lightning` and with `lightning.pytorch`.

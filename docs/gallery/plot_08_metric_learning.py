@@ -1,5 +1,4 @@
-"""
-Metric learning
+"""Metric learning
 ===============
 
 The regularizers are also parts for a loss of pytorch-metric-learning.

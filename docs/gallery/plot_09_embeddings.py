@@ -1,5 +1,4 @@
-"""
-Embeddings in a file
+"""Embeddings in a file
 ====================
 
 Embeddings that lie in Parquet, Zarr, NumPy or WebDataset files are measured in one pass and bounded

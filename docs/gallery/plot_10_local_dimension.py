@@ -1,5 +1,4 @@
-"""
-Local against global dimension
+"""Local against global dimension
 ==============================
 
 A curved sheet fills all directions and is yet two-dimensional everywhere. Spectral ranks see the

@@ -1,5 +1,4 @@
-"""
-From a backbone to detection
+"""From a backbone to detection
 ============================
 
 :func:`~lightly_collapse.export.to_detectron2` writes weights that detectron2's and torchvision's
