@@ -27,8 +27,7 @@ for layer in report.layers:
 # %%
 # A network at random initialisation already uses few of its dimensions on such images.
 
-figure = report.plot()
-figure
+report.plot()
 
 # %%
 # The weights: how far the filters of each layer are from orthonormal.

@@ -28,7 +28,7 @@ path = Path(tempfile.mkdtemp()) / "embeddings.parquet"
 pq.write_table(table, path)
 
 # %%
-# On the command line: ``lightly-collapse measure --embeddings embeddings.parquet --group-by source``
+# The same command: ``lightly-collapse measure --embeddings FILE --group-by source``
 
 report = measure_embeddings(path, column="embedding", group_by="source")
 for layer in report.layers:
