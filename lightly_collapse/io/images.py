@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torchvision.transforms import v2
@@ -97,17 +98,49 @@ class ImageFiles(Dataset[Image.Image]):
         Raises:
             UnreadableImageError: if it cannot be decoded.
         """
-        path = self.paths[index]
-        try:
-            with Image.open(path) as image:
-                return image.convert("RGB")
-        # What Pillow raises on damaged files of its many formats.
-        except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-            raise UnreadableImageError(f"{path}: {' '.join(str(error).split())}") from error
+        return open_rgb(self.paths[index])
 
 
 class UnreadableImageError(ValueError):
     """An image file cannot be decoded; the message names it and the reason."""
+
+
+def open_rgb(path: str | os.PathLike[str]) -> Image.Image:
+    """Decode an image file as 8-bit RGB, upright.
+
+    Grey of 16 bits is scaled to 8 bits, not clipped. The orientation in the EXIF data is applied.
+    Of an animation the first frame is taken. Transparency is dropped, as in torchvision.
+
+    Args:
+        path: of the file, in any format that Pillow reads.
+
+    Returns:
+        The image, in mode RGB.
+
+    Raises:
+        UnreadableImageError: if it cannot be decoded, or its values have no known range (32-bit
+            integers and floats of TIFF).
+    """
+    try:
+        with Image.open(path) as file:
+            return ImageOps.exif_transpose(_eight_bits(file)).convert("RGB")
+    # What Pillow raises on damaged files of its many formats.
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        reason = " ".join(str(error).split())
+        raise UnreadableImageError(f"{os.fspath(path)}: {reason}") from error
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """The image, or where its values have 16 bits, the image scaled to 8 bits."""
+    # Pillow gives PNG and PGM of 16 bits in mode I where it has no mode of 16 bits for them.
+    if not image.mode.startswith("I;16") and (image.mode != "I" or image.format == "TIFF"):
+        if image.mode in {"I", "F"}:
+            raise ValueError(f"values of 32 bits (mode {image.mode}) have no known range")
+        return image
+    values = np.asarray(image).astype(np.uint32)
+    scaled = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    scaled.info["exif"] = image.getexif().tobytes()
+    return scaled
 
 
 class ImageFolderLoader:
