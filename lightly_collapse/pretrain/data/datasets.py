@@ -17,7 +17,7 @@ from torchvision.transforms import v2
 from typing_extensions import override
 
 from lightly_collapse.io.digits import digit_colours, digits_split
-from lightly_collapse.io.images import CIFAR, DIGITS, Normalization
+from lightly_collapse.io.images import CIFAR, DIGITS, Normalization, open_rgb
 from lightly_collapse.pretrain.data.augment import DeviceViews, worker_views
 from lightly_collapse.pretrain.data.base import PretrainData, check_at_least
 
@@ -183,7 +183,7 @@ def _count_classes(root: str, part: str) -> int:
 def _image_folder(root: str, part: str, **kwargs: Any) -> datasets.ImageFolder:
     folder = _part(root, part)
     try:
-        return datasets.ImageFolder(str(folder), **kwargs)
+        return datasets.ImageFolder(str(folder), loader=open_rgb, **kwargs)
     except FileNotFoundError as error:
         raise ValueError(
             f"data.root: {folder} must hold one folder of images a class: {error}"
@@ -250,8 +250,7 @@ class SmallImageFolder(ClassFolders, SmallImages):
         size = (self.image_size, self.image_size)
         images = torch.empty(len(samples), 3, *size, dtype=torch.uint8)
         for i, (path, _) in enumerate(samples):
-            with Image.open(path) as file:
-                image = file.convert("RGB")
+            image = open_rgb(path)
             if image.size != size:
                 image = image.resize(size, Image.Resampling.BILINEAR)
             images[i] = v2.functional.pil_to_tensor(image)
