@@ -101,7 +101,17 @@ class LDRegEmbeddingRegularizer(BaseRegularizer):  # type: ignore[misc]
         self.estimator = estimator
 
     def compute_loss(self, embeddings: Tensor) -> dict[str, dict[str, Any]]:
-        """Minus the log LID of each of the (samples, dimensions) embeddings."""
+        """Minus the log LID of each of the (samples, dimensions) embeddings.
+
+        Raises:
+            ValueError: if there are no more than `k` embeddings, as in a last batch that is small.
+        """
+        if len(embeddings) <= self.k:
+            raise ValueError(
+                f"k must be below the number of embeddings in a batch, got k {self.k} and "
+                f"{len(embeddings)} embeddings; a last batch that is smaller than the others is "
+                "left out by DataLoader(drop_last=True)"
+            )
         with torch.autocast(embeddings.device.type, enabled=False):
             losses = -_ESTIMATORS[self.estimator](embeddings, k=self.k).log()
         return _loss(losses, torch.arange(len(losses), device=losses.device), "element")

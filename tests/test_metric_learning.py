@@ -99,5 +99,5 @@ def test_bad_settings() -> None:
         LDRegEmbeddingRegularizer(k=1)
     with pytest.raises(ValueError, match=r"^estimator must be one of mom, mle, got 'median'"):
         LDRegEmbeddingRegularizer(estimator="median")
-    with pytest.raises(ValueError, match=r"^k must be between 1 and .* 23, got 24"):
+    with pytest.raises(ValueError, match=r"^k must be below .* got k 24 and 24 .*drop_last=True"):
         LDRegEmbeddingRegularizer(k=24)(EMBEDDINGS)

@@ -18,6 +18,7 @@ from lightly_collapse.metrics.spectrum import (
     Spectrum,
     StableRank,
 )
+from lightly_collapse.metrics.tokens import GramDrift, MeanTokenCosine, NormOutliers, PatchRank
 from lightly_collapse.metrics.weights import WeightSpectrum, weight_spectra
 
 __all__ = [
@@ -29,12 +30,16 @@ __all__ = [
     "EffectiveRank",
     "EmbeddingSketch",
     "FeatureHooks",
+    "GramDrift",
     "LayerMetrics",
     "LiDAR",
     "LocalIntrinsicDimension",
+    "MeanTokenCosine",
     "NESum",
     "NeighborDistances",
+    "NormOutliers",
     "ParticipationRatio",
+    "PatchRank",
     "RankMe",
     "Reading",
     "RowSample",

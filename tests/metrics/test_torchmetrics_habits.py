@@ -7,7 +7,14 @@ from torchmetrics import Metric, MetricCollection, MetricTracker
 
 from lightly_collapse import metrics
 
-INPUTS = {"Alignment": (torch.randn(40, 5), torch.randn(40, 5)), "LiDAR": (torch.randn(40, 4, 5),)}
+INPUTS = {
+    "Alignment": (torch.randn(40, 5), torch.randn(40, 5)),
+    "LiDAR": (torch.randn(40, 4, 5),),
+    "GramDrift": (torch.randn(4, 9, 5), torch.randn(4, 9, 5)),
+    "MeanTokenCosine": (torch.randn(4, 9, 5),),
+    "NormOutliers": (torch.randn(4, 9, 5),),
+    "PatchRank": (torch.randn(4, 9, 5),),
+}
 CLASSES = [
     name
     for name in metrics.__all__

@@ -156,7 +156,7 @@ def test_files_that_are_no_images_are_refused_by_name(tmp_path):
     for part in ("train", "val"):
         (tmp_path / part / "a").mkdir(parents=True)
         (tmp_path / part / "a/broken.png").write_bytes(b"no image")
-    with pytest.raises(OSError, match=r"broken.png"):
+    with pytest.raises(ValueError, match=r"broken.png"):
         SmallImageFolder(str(tmp_path)).setup("fit")
 
 
