@@ -31,7 +31,7 @@ MASK = [
 ADAM = ("SOLVER.BASE_LR", "0.001", "SOLVER.WARMUP_ITERS", "5", "SOLVER.STEPS", "(1000,)")
 CASES = {
     "FPN": ("small", 40, SGD),
-    "RetinaNet": ("small_RetinaNet", 40, SGD),
+    "RetinaNet": ("small_RetinaNet", 120, SGD),
     "ViT": ("small_ViT", 100, ADAM),
     "mask": ("coco_R50_FPN_mask_1x", 40, MASK),
     "C4": ("small_C4", 40, (*SGD, *RESNET18)),
@@ -77,7 +77,10 @@ def test_the_loss_falls(trainer, kind, digits_root, coco_root, exported, tmp_pat
     root = coco_root if kind == "mask" else digits_root
     weights = exported / ("vit.pkl" if kind == "ViT" else "r18.pkl")
     result, losses = train(trainer, config, root, weights, tmp_path, iterations, *options)
-    assert losses[-1] < 0.95 * losses[0]
+    # detectron2 divides RetinaNet's loss by a running number of anchors that starts at 100, which
+    # makes the losses of the first 40 iterations small.
+    first = losses[2] if (trainer, kind) == ("detectron2", "RetinaNet") else losses[0]
+    assert losses[-1] < 0.95 * first
     assert result["detector"] == ("FPN" if kind == "mask" else kind)
     assert result["backbone_tensors"][0] == result["backbone_tensors"][1] > 0
     assert 0 <= result["AP50"] <= 100

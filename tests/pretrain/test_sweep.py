@@ -143,7 +143,7 @@ def test_without_cells_every_method_meets_every_regularizer(tmp_path):
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_shipped_sweeps_name_methods_and_folders_that_exist(path):
     cells = read_sweep(path)
-    assert len({c.folder for c in cells}) == len(cells) >= 6
+    assert len({c.folder for c in cells}) == len(cells) >= 3
     for cell in cells:
         assert cell.config["model"]["class_path"] in METHODS
         assert cell.config["data"]["class_path"] in ("Digits", "SmallImageFolder")
