@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 from lightly_collapse.io.digits import digits_split
 from lightly_collapse.theory import predict_collapse
 
-images = [image.expand(3, -1, -1) for image in digits_split(size=16).train_images[:150]]
+images = list(digits_split(size=16).train_images[:600])
 
 
 class Noise(torch.nn.Module):
@@ -27,7 +27,7 @@ class Noise(torch.nn.Module):
 steps = v2.Compose([v2.RandomAffine(10, (0.05, 0.05)), v2.ColorJitter(0.2), Noise()])
 transform = MultiViewTransform([steps, steps])
 torch.manual_seed(0)
-prediction = predict_collapse(images, transform, n_images=150, n_views=4, pool=8, resamples=10)
+prediction = predict_collapse(images, transform, n_images=600, n_views=4, pool=8, resamples=10)
 print(f"{prediction.collapsed} of {len(prediction.spectrum)} dimensions are predicted to collapse")
 
 # %%

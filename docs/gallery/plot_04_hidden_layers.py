@@ -5,6 +5,7 @@ Collapse does not begin at the output. :func:`~lightly_collapse.report.measure` 
 a backbone and its weights; the record draws itself and writes a page.
 """
 
+import matplotlib.pyplot as plt
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.models import resnet18
@@ -27,7 +28,13 @@ for layer in report.layers:
 # %%
 # A network at random initialisation already uses few of its dimensions on such images.
 
-report.plot()
+for layer in report.layers:
+    plt.semilogy([s / layer.spectrum[0] for s in layer.spectrum], label=layer.name)
+plt.xlabel("index")
+plt.ylabel("singular value / largest")
+plt.ylim(1e-4, 2)
+plt.legend()
+plt.show()
 
 # %%
 # The weights: how far the filters of each layer are from orthonormal.

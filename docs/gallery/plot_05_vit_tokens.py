@@ -5,6 +5,7 @@ A transformer's output holds a class token and patch tokens. They collapse separ
 measured as two layers.
 """
 
+import matplotlib.pyplot as plt
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.models import VisionTransformer
@@ -34,4 +35,10 @@ report = measure(model, DataLoader(TensorDataset(images), batch_size=64), [], li
 for layer in report.layers:
     rank, rows = layer.value("effective_rank"), int(layer.value("rows"))
     print(f"{layer.name:14} effective rank {rank:5.1f} of {layer.dimensions} from {rows} rows")
-report.plot()
+for layer in report.layers:
+    plt.semilogy([s / layer.spectrum[0] for s in layer.spectrum], label=layer.name)
+plt.xlabel("index")
+plt.ylabel("singular value / largest")
+plt.ylim(1e-4, 2)
+plt.legend()
+plt.show()
