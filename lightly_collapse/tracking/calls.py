@@ -79,12 +79,19 @@ class CallRecorder:
         )
 
     def _offer(self, layer: str, called: list[str]) -> str:
-        """The last norm outside of any block that was called, or else the last block."""
+        """The last norm outside of any block that was called, or else the last block.
+
+        Of several submodules that were called as a whole, such as an encoder and a head, the
+        largest comes first.
+        """
         module = self._layers[layer]
         outermost = [n for n in called if not any(n.startswith(f"{o}.") for o in called)]
         norms = [n for n in outermost if isinstance(module.get_submodule(n), _NORMS)]
         if norms:
             return norms[-1]
+        whole = [n for n in outermost if self._is_network(module, n)]
+        if whole:
+            return max(whole, key=lambda n: _size(module.get_submodule(n)))
         blocks = [
             n
             for n in called
@@ -93,6 +100,12 @@ class CallRecorder:
         ]
         outer_blocks = [n for n in blocks if not any(n.startswith(f"{o}.") for o in blocks)]
         return (outer_blocks or outermost)[-1]
+
+    @staticmethod
+    def _is_network(module: nn.Module, name: str) -> bool:
+        """Whether a submodule has parts of its own and is no block of a sequence."""
+        parent = module.get_submodule(name.rpartition(".")[0])
+        return not isinstance(parent, _CONTAINERS) and any(module.get_submodule(name).children())
 
     def _remove(self, layer: str) -> None:
         for handle in self._handles[layer]:
@@ -103,6 +116,10 @@ class CallRecorder:
         """Remove all hooks."""
         for layer in self._handles:
             self._remove(layer)
+
+
+def _size(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
 
 
 def _join(layer: str, inner: str) -> str:

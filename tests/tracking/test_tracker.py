@@ -291,3 +291,19 @@ def test_bad_arguments():
         CollapseTracker(model, ("backbon",))
     with pytest.raises(ValueError, match="tokens must be one of"):
         CollapseTracker(model, tokens="some")
+
+
+def test_of_an_encoder_and_a_head_the_encoder_is_offered():
+    class Wrapper(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding_model = nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Linear(32, 8))
+            self.projection_head = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+
+    model = nn.Module()
+    model.wrapper = Wrapper()
+    with CollapseTracker(model, layers=("wrapper",), every_n_steps=1, window=1) as tracker:
+        wrapper = model.wrapper
+        wrapper.projection_head(wrapper.embedding_model(torch.randn(16, 4)))
+        with pytest.warns(UserWarning, match=r'Use layers=\("wrapper.embedding_model",\)'):
+            tracker.step()
