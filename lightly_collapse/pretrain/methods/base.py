@@ -115,8 +115,9 @@ class Method(LightningModule):
         """
 
     def trainable_modules(self) -> list[nn.Module]:
-        """The modules that the optimizer trains."""
-        return [self.backbone, self.head]
+        """The modules that the optimizer trains: backbone, head and predictor, if it has one."""
+        predictor = getattr(self, "predictor", None)
+        return [self.backbone, self.head, *([] if predictor is None else [predictor])]
 
     @property
     def name(self) -> str:

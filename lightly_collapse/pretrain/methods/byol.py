@@ -5,7 +5,7 @@ from typing import Any
 
 from lightly.loss import NegativeCosineSimilarity
 from lightly.models.modules import BYOLPredictionHead, BYOLProjectionHead
-from torch import Tensor, cat, nn
+from torch import Tensor, cat
 from typing_extensions import override
 
 from lightly_collapse.pretrain.methods.base import Step
@@ -44,11 +44,6 @@ class BYOL(MomentumMethod):
         self.predictor = BYOLPredictionHead(output_dim, prediction_dim or hidden_dim, output_dim)
         self.add_momentum_encoder()
         self.criterion = NegativeCosineSimilarity()
-
-    @override
-    def trainable_modules(self) -> list[nn.Module]:
-        """Backbone, projector and predictor."""
-        return [*super().trainable_modules(), self.predictor]
 
     @override
     def step(self, views: Sequence[Tensor]) -> Step:

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from lightly.models.modules import MoCoProjectionHead
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 from typing_extensions import override
 
@@ -51,11 +51,6 @@ class MoCoV3(MomentumMethod):
         )
         self.add_momentum_encoder()
         self.temperature = temperature
-
-    @override
-    def trainable_modules(self) -> list[nn.Module]:
-        """Backbone, projector and predictor."""
-        return [*super().trainable_modules(), self.predictor]
 
     @override
     def step(self, views: Sequence[Tensor]) -> Step:

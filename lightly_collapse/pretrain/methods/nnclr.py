@@ -9,7 +9,7 @@ from lightly.models.modules import (
     NNCLRProjectionHead,
     NNMemoryBankModule,
 )
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import override
 
 from lightly_collapse.pretrain.methods.base import Method, Step
@@ -43,11 +43,6 @@ class NNCLR(Method):
         self.predictor = NNCLRPredictionHead(output_dim, prediction_dim, output_dim)
         self.queue = NNMemoryBankModule(size=(queue_size, output_dim))
         self.criterion = NTXentLoss(temperature, gather_distributed=True)
-
-    @override
-    def trainable_modules(self) -> list[nn.Module]:
-        """Backbone, projector and predictor."""
-        return [*super().trainable_modules(), self.predictor]
 
     @override
     def step(self, views: Sequence[Tensor]) -> Step:

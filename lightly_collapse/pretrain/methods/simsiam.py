@@ -5,7 +5,7 @@ from typing import Any
 
 from lightly.loss import NegativeCosineSimilarity
 from lightly.models.modules import SimSiamPredictionHead, SimSiamProjectionHead
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import override
 
 from lightly_collapse.pretrain.methods.base import Method, Step
@@ -34,11 +34,6 @@ class SimSiam(Method):
         self.head = SimSiamProjectionHead(self.feature_dim, hidden_dim, output_dim)
         self.predictor = SimSiamPredictionHead(output_dim, prediction_dim, output_dim)
         self.criterion = NegativeCosineSimilarity()
-
-    @override
-    def trainable_modules(self) -> list[nn.Module]:
-        """Backbone, projector and predictor."""
-        return [*super().trainable_modules(), self.predictor]
 
     @override
     def step(self, views: Sequence[Tensor]) -> Step:
