@@ -1,5 +1,6 @@
 """LDReg by a hook gives the training of LDReg in the loss."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -65,44 +66,46 @@ def fit(model: Model, *callbacks: pl.Callback, **options: Any) -> pl.Trainer:
     return trainer
 
 
+def loss_scaling() -> list[Any]:
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    return [MixedPrecision("16-mixed", "cpu", scaler)]
+
+
+EXACT = {"precision": "64-true"}
+
+
 @pytest.mark.filterwarnings("ignore")
-class TestSameTraining:
-    def compare(self, tolerance: float = 1e-9, manual: bool = False, **options: Any) -> None:
-        options = options if "plugins" in options else {"precision": "64-true", **options}
-        ours, theirs, without = Model(manual=manual), Model(True, manual), Model(manual=manual)
-        plugins = options.pop("plugins", list)
-        trainer = fit(ours, LDRegCallback(WEIGHT, K), plugins=plugins(), **options)
-        fit(theirs, plugins=plugins(), **options)
-        fit(without, plugins=plugins(), **options)
-        for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
-            torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
-        assert not torch.allclose(ours.backbone[0].weight, without.backbone[0].weight, atol=1e-3)
-        assert "ldreg/backbone" in trainer.callback_metrics
-        assert not ours.backbone._forward_hooks
-
-    def test_automatic_optimization(self) -> None:
-        self.compare()
-
-    def test_manual_optimization(self) -> None:
-        self.compare(manual=True)
-
-    def test_under_gradient_accumulation(self) -> None:
-        self.compare(accumulate_grad_batches=2)
-
-    def test_under_loss_scaling(self) -> None:
-        def plugins() -> list[Any]:
-            scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
-            return [MixedPrecision("16-mixed", "cpu", scaler)]
-
+@pytest.mark.parametrize(
+    ("manual", "plugins", "tolerance", "options"),
+    [
+        pytest.param(False, list, 1e-9, EXACT, id="automatic"),
+        pytest.param(True, list, 1e-9, EXACT, id="manual"),
+        pytest.param(False, list, 1e-9, {**EXACT, "accumulate_grad_batches": 2}, id="accumulated"),
         # A step, before the rounding of float16 grows with the training.
-        self.compare(2e-3, plugins=plugins, max_steps=1)
+        pytest.param(False, loss_scaling, 2e-3, {"max_steps": 1}, id="loss scaling"),
+    ],
+)
+def test_trains_as_the_penalty_in_the_loss(
+    manual: bool, plugins: Callable[[], list[Any]], tolerance: float, options: dict[str, Any]
+) -> None:
+    ours, theirs, without = Model(manual=manual), Model(True, manual), Model(manual=manual)
+    trainer = fit(ours, LDRegCallback(WEIGHT, K), plugins=plugins(), **options)
+    fit(theirs, plugins=plugins(), **options)
+    fit(without, plugins=plugins(), **options)
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+    assert not torch.allclose(ours.backbone[0].weight, without.backbone[0].weight, atol=1e-3)
+    assert "ldreg/backbone" in trainer.callback_metrics
+    assert not ours.backbone._forward_hooks
 
-    def test_warm_up(self) -> None:
-        late, without = Model(), Model()
-        fit(late, LDRegCallback(WEIGHT, K, warmup_epochs=2))
-        fit(without)
-        for a, b in zip(late.parameters(), without.parameters(), strict=True):
-            assert torch.equal(a, b)
+
+@pytest.mark.filterwarnings("ignore")
+def test_warm_up() -> None:
+    late, without = Model(), Model()
+    fit(late, LDRegCallback(WEIGHT, K, warmup_epochs=2))
+    fit(without)
+    for a, b in zip(late.parameters(), without.parameters(), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_the_hook_in_a_plain_loop() -> None:

@@ -36,7 +36,7 @@ def test_examples():
 # facebookresearch/moco at 132aea9, folder detection/configs: all keys
 # of pascal_voc_R_50_C4_24k_moco.yaml and coco_R_50_C4_2x_moco.yaml with those of their bases
 # (pascal_voc_R_50_C4_24k.yaml, coco_R_50_C4_2x.yaml, Base-RCNN-C4-BN.yaml). MODEL.WEIGHTS is left
-# out: the file there is a placeholder.
+# out: its path is for the user to fill in.
 MOCO_BASE = {
     "MODEL.META_ARCHITECTURE": "GeneralizedRCNN",
     "MODEL.RPN.PRE_NMS_TOPK_TEST": 6000,
