@@ -231,7 +231,7 @@ class CollapseMonitor(Callback):
                 name = type(logger).__name__
                 try:
                     log_figure(logger, f"collapse/{layer}/spectrum", figure, trainer.global_step)
-                except Exception as error:  # a picture is not worth a run
+                except Exception as error:  # a figure must not end a training
                     if name not in self._failed_loggers:
                         self._failed_loggers.add(name)
                         pl.utilities.rank_zero_warn(f"{name} does not take the spectrum: {error}")

@@ -6,6 +6,7 @@ Each has `rows()`, their number, and `blocks(start, stop, bytes)`, the rows in b
 import json
 import tempfile
 import zipfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import ExitStack
 from math import prod
@@ -81,7 +82,7 @@ class Npy:
             yield from _stream(stream, shape, dtype, start, stop, limit, self._file)
 
 
-class _Arrays:
+class _Arrays(ABC):
     """Several named arrays, one a column; subclasses say how to open them."""
 
     seekable = True
@@ -91,8 +92,9 @@ class _Arrays:
         self._file = file
         self._columns = columns
 
+    @abstractmethod
     def _shapes(self) -> dict[str, tuple[int, ...]]:
-        raise NotImplementedError
+        """Shape of every array, by name."""
 
     def _name(self, shapes: dict[str, tuple[int, ...]]) -> str:
         wanted = self._columns.embedding
