@@ -1,13 +1,14 @@
 """The `sweep` command: methods x regularizers x seeds, one cell after another, resumable."""
 
 import json
+import math
 import os
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pytorch_lightning import Trainer
@@ -51,12 +52,14 @@ class Cell:
         regularizer: its name there; empty where the sweep has none.
         seed: of everything random.
         config: the configuration of `pretrain`, but for the output folder.
+        resources: `cpus` and `gpus` of a worker on a Ray cluster, where the sweep file says them.
     """
 
     method: str
     regularizer: str
     seed: int
     config: dict[str, Any]
+    resources: dict[str, float] = field(default_factory=dict)
 
     @property
     def variant(self) -> str:
@@ -77,11 +80,16 @@ def sweep(
     overrides: Sequence[str] = (),
     seeds: Sequence[Seed] | None = None,
     minutes: PositiveFloat | None = None,
+    engine: Literal["local", "ray"] = "local",
+    address: str | None = None,
 ) -> list[dict[str, Any]]:
     """Pretrain methods x regularizers x seeds, resumable, and compare them on one page.
 
     Runs every cell that is not finished. One that was killed is resumed from its last checkpoint. A
     cell whose training diverges is recorded as such, and the sweep continues.
+
+    On a Ray cluster several cells run at a time, each on the CPUs and GPUs that the file gives it.
+    The output folder must then be one that every node sees.
 
     Args:
         path: the sweep file, YAML; see `read_sweep`.
@@ -90,13 +98,15 @@ def sweep(
         overrides: KEY=VALUE settings of every run, such as data.root=/images.
         seeds: instead of the file's.
         minutes: start no further cell after so many; the same command resumes the sweep.
+        engine: `local`, one cell after another, or `ray`, the workers of a Ray cluster.
+        address: of the Ray cluster; by default the running one or a new one on this machine.
 
     Returns:
         The record of every finished cell.
 
     Raises:
-        ValueError: if the sweep file or a configuration is at fault, or a folder holds a cell of
-            another configuration.
+        ValueError: if the sweep file or a configuration is at fault, a folder holds a cell of
+            another configuration, or Ray is wanted and not installed.
         OSError: if something cannot be read or written.
     """
     settings = _settings(overrides)
@@ -104,14 +114,13 @@ def sweep(
     folder = check_writable_folder(output)
     for cell in cells:
         _claim(folder / cell.folder, cell, overrides)
-    began = time.monotonic()
-    for i, cell in enumerate(cells):
-        if (folder / cell.folder / "result.json").exists():
-            continue
-        if minutes is not None and time.monotonic() - began > 60 * minutes:
-            break
-        print(f"[{i + 1}/{len(cells)}] {cell.variant}, seed {cell.seed}", flush=True)
-        _run(cell, folder / cell.folder, settings)
+    todo = [c for c in cells if not (folder / c.folder / "result.json").exists()]
+    if engine == "ray":
+        from lightly_collapse.pretrain.sweep_ray import run_on_cluster  # noqa: PLC0415
+
+        run_on_cluster(_run, todo, folder, settings, minutes, address)
+    else:
+        _run_in_turn(todo, cells, folder, settings, minutes)
     results = [
         json.loads(file.read_text())
         for cell in cells
@@ -123,13 +132,31 @@ def sweep(
     return results
 
 
+def _run_in_turn(
+    todo: Sequence[Cell],
+    cells: Sequence[Cell],
+    folder: Path,
+    settings: Mapping[str, Any],
+    minutes: float | None,
+) -> None:
+    began = time.monotonic()
+    for cell in todo:
+        if minutes is not None and time.monotonic() - began > 60 * minutes:
+            break
+        print(
+            f"[{cells.index(cell) + 1}/{len(cells)}] {cell.variant}, seed {cell.seed}", flush=True
+        )
+        _run(cell, folder / cell.folder, settings)
+
+
 def read_sweep(path: str | os.PathLike[str], seeds: Sequence[int] | None = None) -> list[Cell]:
     """The cells of a sweep file.
 
     The file holds `seeds`; `bases`, configuration files of every cell, relative to itself;
     `settings`, laid over them; `methods` and `regularizers`, from a name to `bases` and `settings`
     of its own; and `cells`, a list of `methods` with the `regularizers` they are run with. Without
-    `cells` every method is run with every regularizer. The regularizer `none` is none.
+    `cells` every method is run with every regularizer. The regularizer `none` is none. `resources`,
+    of the file or of a method, are the `cpus` and `gpus` that a cell takes on a Ray cluster.
 
     Args:
         path: the file.
@@ -147,7 +174,7 @@ def read_sweep(path: str | os.PathLike[str], seeds: Sequence[int] | None = None)
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ValueError(f"sweep {path} must be YAML: {error}") from error
-    known = {"seeds", "bases", "settings", "methods", "regularizers", "cells"}
+    known = {"seeds", "bases", "settings", "methods", "regularizers", "cells", "resources"}
     if not isinstance(content, dict) or not content.get("methods"):
         raise ValueError(f"sweep {path} must be a mapping with `methods`")
     if unknown := set(content) - known:
@@ -155,6 +182,8 @@ def read_sweep(path: str | os.PathLike[str], seeds: Sequence[int] | None = None)
     methods = content["methods"]
     regularizers = {"none": {}, **(content.get("regularizers") or {})}
     groups = content.get("cells") or [{"methods": list(methods), "regularizers": [*regularizers]}]
+    shares = _resources(path, content)
+    resources = {name: {**shares, **_resources(path, m or {})} for name, m in methods.items()}
     chosen = content.get("seeds", [0]) if seeds is None else seeds
     if not chosen:
         raise ValueError(f"sweep {path} must have at least one seed")
@@ -176,7 +205,7 @@ def read_sweep(path: str | os.PathLike[str], seeds: Sequence[int] | None = None)
                         config = merge(config, _part(path, part))
                     config["seed_everything"] = seed
                     shown = "" if regularizer == "none" else regularizer
-                    cells.append(Cell(method, shown, seed, config))
+                    cells.append(Cell(method, shown, seed, config, resources[method]))
     return cells
 
 
@@ -185,6 +214,19 @@ def _part(path: Path, part: Mapping[str, Any] | None) -> dict[str, Any]:
     for base in (part or {}).get("bases") or []:
         config = merge(config, load_config(path.parent / base))
     return merge(config, (part or {}).get("settings") or {})
+
+
+def _resources(path: Path, part: Mapping[str, Any]) -> dict[str, float]:
+    shares = part.get("resources") or {}
+    known = isinstance(shares, dict) and set(shares) <= {"cpus", "gpus"}
+    if not known or not all(
+        isinstance(n, (int, float)) and not isinstance(n, bool) and 0 <= n < math.inf
+        for n in shares.values()
+    ):
+        raise ValueError(
+            f"sweep {path}: resources must be `cpus` and `gpus`, numbers from 0, got {shares!r}"
+        )
+    return shares
 
 
 def _settings(overrides: Sequence[str]) -> dict[str, Any]:

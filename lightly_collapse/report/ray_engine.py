@@ -1,11 +1,11 @@
 """Embedding files measured by the tasks of a Ray cluster; their states are merged as they come."""
 
-import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
 
+from lightly_collapse.io.cluster import connect, remote_results
 from lightly_collapse.io.embeddings import EmbeddingSource, Piece
 from lightly_collapse.io.embeddings_block import needed
 from lightly_collapse.metrics import NeighborDistances
@@ -13,7 +13,6 @@ from lightly_collapse.report.embedding_totals import EmbeddingTotals, SketchSett
 from lightly_collapse.report.progress import row_progress
 
 _ROWS = 2**18  # of a task at most
-_RETRIES = 5  # of a task whose worker died
 
 
 class RayEngine:
@@ -34,9 +33,7 @@ class RayEngine:
     """
 
     def __init__(self, source: EmbeddingSource, address: str | None, progress: bool) -> None:
-        ray = needed("ray", extra="ray")
-        if not ray.is_initialized():
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        ray = connect(address)
         self._ray = ray
         self._source = source
         self._progress = progress
@@ -69,39 +66,14 @@ class RayEngine:
 
     def _merge_into(self, result: Any, task: Callable[..., Any], argument: Any, what: str) -> None:
         bar, shown = row_progress(self._progress, what, self._source.rows)
-        with bar:
-            for state, rows in self._results(task, argument):
-                result.merge(state)
-                bar.advance(shown, rows)
-
-    def _results(self, task: Callable[..., Any], argument: Any) -> Iterator[tuple[Any, int]]:
-        """What the tasks give, in the order in which they end; a few wait at a time."""
-        remote = self._ray.remote(num_cpus=1, max_retries=_RETRIES)(task)
         source = self._ray.put(self._source)
-        todo = iter(self._pieces)
-        running: dict[Any, int] = {}
-
-        def start() -> None:
-            piece = next(todo, None)
-            if piece is not None:
-                running[remote.remote(source, piece, argument)] = piece.stop - piece.start
-
-        for _ in range(self._in_flight):
-            start()
-        try:
-            while running:
-                done, _ = self._ray.wait(list(running), num_returns=1)
-                rows = running.pop(done[0])
-                start()
-                yield self._ray.get(done[0]), rows
-        except self._ray.exceptions.RayTaskError as error:
-            cause = error.cause
-            if isinstance(cause, (ValueError, OSError, ImportError)):
-                raise cause from error
-            raise
-        finally:
-            for waiting in running:
-                self._ray.cancel(waiting, force=False)
+        calls = ((source, piece, argument) for piece in self._pieces)
+        with bar:
+            for (_, piece, _), state in remote_results(
+                self._ray, task, calls, at_once=self._in_flight
+            ):
+                result.merge(state)
+                bar.advance(shown, piece.stop - piece.start)
 
 
 def _total(source: EmbeddingSource, piece: Piece, settings: SketchSettings) -> EmbeddingTotals:
