@@ -79,6 +79,7 @@ def sweep(
     output: OutputFolder = "sweep-output",
     overrides: Sequence[str] = (),
     seeds: Sequence[Seed] | None = None,
+    only: Sequence[str] | None = None,
     minutes: PositiveFloat | None = None,
     engine: Literal["local", "ray"] = "local",
     address: str | None = None,
@@ -97,6 +98,8 @@ def sweep(
             `report.html` and figures; made if missing.
         overrides: KEY=VALUE settings of every run, such as data.root=/images.
         seeds: instead of the file's.
+        only: run these rows of the table alone, such as "BYOL + SO", so that several processes
+            can share one output folder; the table still holds every finished cell.
         minutes: start no further cell after so many; the same command resumes the sweep.
         engine: `local`, one cell after another, or `ray`, the workers of a Ray cluster.
         address: of the Ray cluster; by default the running one or a new one on this machine.
@@ -111,10 +114,11 @@ def sweep(
     """
     settings = _settings(overrides)
     cells = read_sweep(path, seeds)
+    wanted = _chosen(cells, only)
     folder = check_writable_folder(output)
     for cell in cells:
         _claim(folder / cell.folder, cell, overrides)
-    todo = [c for c in cells if not (folder / c.folder / "result.json").exists()]
+    todo = [c for c in wanted if not (folder / c.folder / "result.json").exists()]
     if engine == "ray":
         from lightly_collapse.pretrain.sweep_ray import run_on_cluster  # noqa: PLC0415
 
@@ -207,6 +211,16 @@ def read_sweep(path: str | os.PathLike[str], seeds: Sequence[int] | None = None)
                     shown = "" if regularizer == "none" else regularizer
                     cells.append(Cell(method, shown, seed, config, resources[method]))
     return cells
+
+
+def _chosen(cells: list[Cell], only: Sequence[str] | None) -> list[Cell]:
+    if only is None:
+        return cells
+    known = list(dict.fromkeys(cell.variant for cell in cells))
+    for variant in only:
+        if variant not in known:
+            raise ValueError(f"only must name some of {', '.join(known)}, got {variant!r}")
+    return [cell for cell in cells if cell.variant in only]
 
 
 def _part(path: Path, part: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -16,6 +16,11 @@ CIFAR_VIEWS = {
     "blur": [0.0, 0.0],
     "solarize": [0.0, 0.2],
 }
+SIMCLR_VIEWS = {
+    **{"min_scale": 0.08, "jitter": 1.0},
+    **{"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2},
+    "blur": [0.5, 0.5],
+}
 BYOL_VIEWS = {
     **{key: CIFAR_VIEWS[key] for key in ("brightness", "contrast", "saturation", "hue")},
     "min_scale": 0.08,
@@ -46,6 +51,14 @@ PUBLISHED = {
         {
             **{"hidden_dim": 4096, "output_dim": 256, "start_momentum": 0.99},
             **optimizer("lars", 1.0, "linear", 1e-5, 10, **CLIPPED),
+        },
+    ),
+    "cifar100-resnet18-simclr": (
+        f"{SOLO}cifar/simclr.yaml, augmentations/symmetric.yaml",
+        *("SimCLR", 1000, 256, SIMCLR_VIEWS),
+        {
+            **{"hidden_dim": 2048, "output_dim": 256, "temperature": 0.2},
+            **optimizer("lars", 0.4, "linear", 1e-4, 10, **CLIPPED),
         },
     ),
     "cifar100-resnet18-dino": (

@@ -132,6 +132,25 @@ def test_time_is_kept(tmp_path, monkeypatch):
     assert sweep(write(tmp_path), tmp_path / "out", minutes=1e-9) == []
 
 
+def test_chosen_cells_are_run_alone_and_share_the_table(tmp_path, monkeypatch):
+    ran = []
+
+    def run(cell, folder, overrides):
+        ran.append((cell.variant, cell.seed))
+        record = {"variant": cell.variant, "seed": cell.seed, "failed": "not run"}
+        (folder / "result.json").write_text(json.dumps(record))
+
+    monkeypatch.setattr(module, "_run", run)
+    path = write(tmp_path)
+    assert len(sweep(path, tmp_path / "out", only=["SimCLR + SO"])) == 2
+    assert ran == [("SimCLR + SO", 0), ("SimCLR + SO", 1)]
+    # As another process would: its table holds the cells of the first too.
+    assert len(sweep(path, tmp_path / "out", only=["SimCLR"])) == 4
+    assert ran[2:] == [("SimCLR", 0), ("SimCLR", 1)]
+    with pytest.raises(ValueError, match=r"only must name some of SimCLR, SimCLR \+ SO, got 'SO'"):
+        sweep(path, tmp_path / "out", only=["SO"])
+
+
 def test_without_cells_every_method_meets_every_regularizer(tmp_path):
     cells = read_sweep(write(tmp_path, cells=None), seeds=[7])
     assert [c.variant for c in cells] == ["SimCLR", "SimCLR + SO", "SimSiam", "SimSiam + SO"]
