@@ -3,8 +3,10 @@
 import copy
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightly_collapse.callbacks import LDRegCallback, OrthogonalityCallback
 from lightly_collapse.loss import (
@@ -118,9 +120,6 @@ def test_ldreg_compiled_by_inductor(gpu):
 
 @pytest.mark.parametrize("precision", ["32-true", "16-mixed", "bf16-mixed"])
 def test_callbacks_under_lightnings_precisions(gpu, precision, tmp_path):
-    import pytorch_lightning as pl
-    from torch.utils.data import DataLoader, TensorDataset
-
     class Model(pl.LightningModule):
         def __init__(self):
             super().__init__()

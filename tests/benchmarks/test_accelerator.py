@@ -1,4 +1,4 @@
-"""What the regularizers add to a training step on a GPU. `pytest tests/benchmarks -m benchmark -s`."""
+"""What the regularizers add to a training step on a GPU."""
 
 import time
 

@@ -111,5 +111,5 @@ def test_the_error_of_a_cell_is_that_of_the_command(cluster, tmp_path, monkeypat
         raise ValueError(f"seed must be another, got {cell.seed}")
 
     monkeypatch.setattr(module, "_run", failing)
-    with pytest.raises(ValueError, match="^seed must be another, got 3$"):
+    with pytest.raises(ValueError, match=r"^seed must be another, got 3$"):
         sweep(write(tmp_path, seeds=[3]), tmp_path / "out", engine="ray")
