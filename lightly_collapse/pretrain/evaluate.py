@@ -6,13 +6,15 @@ from argparse import ArgumentError
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jsonargparse import ArgumentParser
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
+from typing_extensions import override
 
 from lightly_collapse._arguments import (
     Checkpoint,
@@ -22,6 +24,9 @@ from lightly_collapse._arguments import (
     InputFile,
     Natural,
     OutputFolder,
+    PositiveFloat,
+    Seed,
+    Share,
     validated,
 )
 from lightly_collapse.io.devices import find_device
@@ -29,11 +34,13 @@ from lightly_collapse.io.files import atomic_write, check_writable_folder
 from lightly_collapse.io.images import Preparation
 from lightly_collapse.io.models import load_model
 from lightly_collapse.io.preparation import published_preparation
+from lightly_collapse.metrics.features import feature_rows, first_tensor
 from lightly_collapse.pretrain.command import explain
 from lightly_collapse.pretrain.configs import load_config
 from lightly_collapse.pretrain.data.base import PretrainData
+from lightly_collapse.pretrain.linear_probe import labelled_share
+from lightly_collapse.pretrain.protocols import Protocol, probe_accuracies
 from lightly_collapse.report import CollapseReport, measure
-from lightly_collapse.report.measure import Classifier
 
 _HELD_OUT = ("val", "test", "validation")
 _CIFAR_SIZE = 32
@@ -44,13 +51,21 @@ def probe(
     checkpoint: Checkpoint,
     data: str | None = None,
     config: InputFile | None = None,
-    protocol: Sequence[Classifier] = ("knn", "linear"),
+    protocol: Sequence[Protocol] = ("knn", "linear"),
+    knn_k: Sequence[Count] = (20, 200),
+    knn_temperature: PositiveFloat = 0.07,
+    labels: Share = 1.0,
+    epochs: Count | None = None,
+    crops: bool = True,
+    dimensions: Count | None = None,
+    chosen: Literal["first", "random"] = "first",
     arch: str | None = None,
     prefix: str | None = None,
     image_size: ImageSize | None = None,
     batch_size: Count | None = None,
     workers: Natural = 0,
     device: Device = "auto",
+    seed: Seed = 0,
     output: OutputFolder | None = None,
 ) -> CollapseReport:
     """Train kNN and linear classifiers on the frozen features of a checkpoint.
@@ -62,18 +77,32 @@ def probe(
         data: `digits`, or a folder that holds train and val (or test), each with one folder of
             images a class; by default the images of config.yaml beside the checkpoint.
         config: a configuration of pretrain, whose images are taken instead.
-        protocol: the classifiers, knn and linear; both by default.
+        protocol: the classifiers: knn; linear, logistic regression on standardised features;
+            lars and sgd, a linear layer trained as in published linear evaluations; knn and
+            linear by default.
+        knn_k: numbers of neighbours that vote.
+        knn_temperature: t in a vote's weight exp(similarity / t).
+        labels: share of the training images of each class that have labels, such as 0.01 or 0.1.
+        epochs: of lars and sgd; the published 90 and 100 by default.
+        crops: train lars and sgd on random crops and flips, drawn anew every epoch, as published;
+            with --no-crops on the images as they are, whose features are computed once.
+        dimensions: probe so many entries of the representation only; all by default.
+        chosen: which ones: the first, those that DirectCLR's loss acts on, or random ones.
         arch: a model of torchvision or timm; not needed where the checkpoint says what it is.
         prefix: of the network's names in the checkpoint, such as teacher.
         image_size: height and width in pixels; by default the model's, in the pretraining or as
             published.
-        batch_size: images a batch; that of the pretraining by default, or 256.
+        batch_size: images a batch; that of the pretraining by default, or 256. lars and sgd take
+            the published one.
         workers: processes that read images.
         device: auto, cpu, cuda, cuda:N or mps.
+        seed: of the labelled images, the random entries, crops, order and first weights.
         output: folder to write to; made if missing.
 
     Returns:
-        The report on the held-out images, with the accuracies.
+        The report on the held-out images, with the accuracies: `knn_20` for 20 neighbours,
+        `linear`, `lars` and `sgd`, and with `_top5` the share of images whose class is among the
+        five most likely, where there are more than five.
 
     Raises:
         ValueError: if an argument, the checkpoint or the data is at fault.
@@ -101,15 +130,76 @@ def probe(
     images.normalization = how.normalization
     if images.num_classes < 2:
         raise ValueError(f"data must have labels to probe on, {type(images).__name__} has none")
+    images.prepare_data()
+    images.setup("validate")
     name = loaded.pretrained.method if loaded.pretrained else loaded.arch
-    report = measure_on(loaded.model, images, target, name=name, classifiers=protocol)
-    report = replace(report, notes=loaded.notes)
+    model = _subvector(loaded.model, dimensions, chosen, seed)
+    report = measure(
+        model, images.evaluation_batches()[1], layers=[], device=target, name=name, seed=seed
+    )
+    kept = labelled_share(images.train_labels(), labels, seed)
+    accuracy = probe_accuracies(
+        model,
+        images,
+        protocol,
+        kept,
+        knn_k=knn_k,
+        knn_temperature=knn_temperature,
+        epochs=epochs,
+        crops=crops,
+        device=target,
+        seed=seed,
+    )
+    how_probed: dict[str, float | str] = {"labels": labels, "labelled_images": len(kept)}
+    if "knn" in protocol:
+        how_probed["knn_temperature"] = knn_temperature
+    if dimensions is not None:
+        how_probed["dimensions"] = f"{chosen} {dimensions}"
+    report = replace(
+        report,
+        notes=loaded.notes,
+        accuracy=accuracy,
+        settings=report.settings | how_probed,
+    )
     if output is not None:
         record = {"method": name, **report.accuracy, "settings": report.settings}
         text = json.dumps(record, indent=1)
         atomic_write(check_writable_folder(output) / "probe.json", text.encode())
     Console().print(_table(report))
     return report
+
+
+class _Subvector(torch.nn.Module):
+    """A backbone of which some entries of the representation are taken."""
+
+    entries: Tensor
+
+    def __init__(self, backbone: torch.nn.Module, entries: Tensor) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.register_buffer("entries", entries)
+
+    @override
+    def forward(self, images: Tensor) -> Tensor:
+        return feature_rows(first_tensor(self.backbone(images)))[:, self.entries]
+
+
+def _subvector(
+    model: torch.nn.Module, dimensions: int | None, chosen: str, seed: int
+) -> torch.nn.Module:
+    if dimensions is None:
+        return model
+    width = getattr(model, "feature_dim", None)
+    if not isinstance(width, int):
+        raise ValueError("dimensions can be chosen of a backbone that says its feature_dim only")
+    if dimensions > width:
+        raise ValueError(
+            f"dimensions must be at most the representation's {width}, got {dimensions}"
+        )
+    entries = torch.arange(dimensions)
+    if chosen == "random":
+        entries = torch.randperm(width, generator=torch.Generator().manual_seed(seed))[:dimensions]
+    return _Subvector(model, entries)
 
 
 def pretraining_images(checkpoint: str | os.PathLike[str]) -> Preparation | None:
@@ -210,14 +300,17 @@ def _table(report: CollapseReport) -> Table:
     table = Table(
         title=f"{report.name}: classifiers on {report.output.dimensions} frozen features",
         box=box.SIMPLE_HEAD,
-        caption=f"of {report.output.scalars['rows']:.0f} held-out images"
-        + (
-            f"; kNN with k {settings['knn_k']} and temperature {settings['knn_temperature']}"
-            if "knn" in report.accuracy
-            else ""
-        ),
+        caption=f"of {report.output.scalars['rows']:.0f} held-out images, from the labels of "
+        f"{settings['labelled_images']} training images",
     )
     for name in report.accuracy:
-        table.add_column({"knn": "kNN %", "linear": "linear %"}[name], justify="right")
+        table.add_column(_heading(name), justify="right")
     table.add_row(*(f"{100 * value:.1f}" for value in report.accuracy.values()))
     return table
+
+
+def _heading(name: str) -> str:
+    kind, _, rest = name.partition("_")
+    words = {"knn": "kNN", "lars": "linear, LARS", "sgd": "linear, SGD"}.get(kind, kind)
+    detail = {"": "", "top5": ", top 5"}.get(rest, f", k {rest}")
+    return f"{words}{detail} %"

@@ -16,8 +16,8 @@ class LARS(lars.LARS):  # type: ignore[misc]
         a = eta ||w|| / (||g|| + lambda ||w|| + eps),
 
     or min(a / lr, 1) in place of a where the rate is clipped. Parameters without weight decay
-    (biases, normalisation layers) are not adapted. Norms of zero are handled on the device, so that
-    a step waits for no result.
+    (biases, normalisation layers) are not adapted, unless their group says `adapt`. Norms of zero
+    are handled on the device, so that a step waits for no result.
 
     Args:
         params: parameters or groups of them.
@@ -79,7 +79,7 @@ class LARS(lars.LARS):  # type: ignore[misc]
     def _adapted(self, parameter: Tensor, group: dict[str, Any]) -> Tensor:
         gradient, decay = parameter.grad, group["weight_decay"]
         assert gradient is not None
-        if decay == 0:
+        if decay == 0 and not group.get("adapt"):
             return gradient
         weight_norm, gradient_norm = parameter.norm(), gradient.norm()
         rate = group["trust_coefficient"] * weight_norm

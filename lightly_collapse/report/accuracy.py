@@ -4,7 +4,7 @@ from lightly.utils.benchmarking.knn import knn_predict
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from torch import Tensor
+from torch import Tensor, from_numpy, full, inf
 from torch.nn.functional import normalize
 
 
@@ -75,6 +75,34 @@ def linear_accuracy(
         >>> linear_accuracy(x, y, x, y)
         1.0
     """
+    classes = int(max(train_labels.max(), test_labels.max())) + 1
+    scores = logistic_scores(train_features, train_labels, test_features, classes)
+    return float((scores.argmax(dim=1) == test_labels).double().mean())
+
+
+def logistic_scores(
+    train_features: Tensor, train_labels: Tensor, test_features: Tensor, classes: int
+) -> Tensor:
+    """Log-probabilities of the classes by logistic regression on standardised features.
+
+    Args:
+        train_features: (n, d).
+        train_labels: (n,) classes.
+        test_features: (m, d).
+        classes: how many there are; one that has no training row has the score -inf.
+
+    Returns:
+        (m, classes).
+
+    Examples:
+        >>> import torch
+        >>> x, y = torch.eye(2).repeat(4, 1), torch.tensor([0, 1]).repeat(4)
+        >>> logistic_scores(x, y, x, classes=2).argmax(dim=1).equal(y)
+        True
+    """
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     probe.fit(train_features.numpy(), train_labels.numpy())
-    return float(probe.score(test_features.numpy(), test_labels.numpy()))
+    found = from_numpy(probe.predict_log_proba(test_features.numpy()))
+    scores = full((len(test_features), classes), -inf, dtype=found.dtype)
+    scores[:, from_numpy(probe.classes_)] = found
+    return scores

@@ -34,7 +34,8 @@ from lightly_collapse.io.preparation import published_preparation
 from lightly_collapse.metrics.features import Tokens
 from lightly_collapse.report.collapse_report import CollapseReport
 from lightly_collapse.report.compare import compare
-from lightly_collapse.report.measure import EmptyDataError, measure
+from lightly_collapse.report.feature_pass import EmptyDataError
+from lightly_collapse.report.measure import measure
 from lightly_collapse.report.pages.figures import to_png
 
 _NAMES_SHOWN = 5

@@ -13,27 +13,22 @@ from torch import Tensor, nn
 
 from lightly_collapse.functional.intrinsic_dimension import DEFAULT_LID_K
 from lightly_collapse.functional.spectrum import DEFAULT_RTOL
-from lightly_collapse.metrics import FeatureHooks, LayerMetrics, WeightSpectrum, weight_spectra
-from lightly_collapse.metrics.channels import channel_axis
+from lightly_collapse.metrics import LayerMetrics, WeightSpectrum, weight_spectra
 from lightly_collapse.metrics.features import (
     CLS,
     PATCH,
     Tokens,
     check_tokens,
-    feature_rows,
     find_layers,
-    first_tensor,
     silent_layers,
 )
-from lightly_collapse.metrics.prefix_tokens import PrefixTokens, prefix_tokens
 from lightly_collapse.report.accuracy import knn_accuracy, linear_accuracy
 from lightly_collapse.report.collapse_report import CollapseReport
 from lightly_collapse.report.embeddings import measure_embeddings
+from lightly_collapse.report.feature_pass import EMBEDDING, OUTPUT, FeaturePass, evaluating
 from lightly_collapse.report.records import LayerRecord, WeightRecord, finite, rounded
 
-_OUTPUT, _EMBEDDING = "output", "embedding"
 _MOST_STAGES = 24
-_IMAGE_KEYS = ("pixel_values", "image", "images")
 Classifier = Literal["knn", "linear"]
 _KNN = {"k": 20, "temperature": 0.1}
 
@@ -133,29 +128,23 @@ def measure(
     chosen = list(stages(model) if layers is None else layers)
     if chosen:
         find_layers(model, chosen)
-    run = _Run(model, chosen, layers is None, take, head, tokens, channels)
+    run = FeaturePass(model, chosen, layers is None, take, head, tokens, channels)
     parameter = next(model.parameters(), torch.empty(0))
     target = torch.device(device) if device is not None else parameter.device
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval().to(target)
-    try:
-        with torch.no_grad():
-            held_out = run.over(_bar(dataloader, progress), target, train_dataloader is not None)
-            accuracy: dict[str, float] = {}
-            if train_dataloader is not None:
-                bank = run.labelled(train_dataloader, target)
-                if "knn" in classifiers:
-                    accuracy["knn"] = knn_accuracy(*bank, *held_out, **_KNN)  # type: ignore[arg-type]
-                    settings |= {f"knn_{key}": value for key, value in _KNN.items()}
-                if "linear" in classifiers:
-                    accuracy["linear"] = linear_accuracy(*bank, *held_out)
-    finally:
-        for module, training in modes:
-            module.training = training
+    with evaluating(model, target):
+        held_out = run.over(_bar(dataloader, progress), target, train_dataloader is not None)
+        accuracy: dict[str, float] = {}
+        if train_dataloader is not None:
+            bank = run.labelled(train_dataloader, target)
+            if "knn" in classifiers:
+                accuracy["knn"] = knn_accuracy(*bank, *held_out, **_KNN)  # type: ignore[arg-type]
+                settings |= {f"knn_{key}": value for key, value in _KNN.items()}
+            if "linear" in classifiers:
+                accuracy["linear"] = linear_accuracy(*bank, *held_out)
     silent = silent_layers(chosen, widths)
     if silent and layers is not None:
         raise ValueError(f"layers must be called in forward, got {', '.join(map(repr, silent))}")
-    named = (n + part for n in (_OUTPUT, *chosen, _EMBEDDING) for part in ("", CLS, PATCH))
+    named = (n + part for n in (OUTPUT, *chosen, EMBEDDING) for part in ("", CLS, PATCH))
     order = [n for n in named if n in widths]
     return CollapseReport(
         name=name or type(model).__name__,
@@ -166,103 +155,10 @@ def measure(
     )
 
 
-class _Run:
-    """The passes of the data through the model, its layers hooked in the first."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        layers: Sequence[str],
-        needs_output: bool,
-        take: Callable[[str, Tensor], None],
-        head: Callable[[Tensor], Tensor] | None,
-        tokens: Tokens,
-        channels: int | Mapping[str, int] | None,
-    ) -> None:
-        self._model, self._layers, self._take, self._head = model, layers, take, head
-        self._tokens, self._channels = tokens, channels
-        self._needs_output = needs_output or not layers
-
-    def over(
-        self, batches: Iterable[Any], device: torch.device, labelled: bool
-    ) -> tuple[Tensor, Tensor]:
-        """Measure all batches; with labels, the representations and labels, else nothing."""
-        arguments = (self._model, self._layers, self._take, self._tokens, self._channels)
-        hooks = FeatureHooks(*arguments) if self._layers else None
-        kept: list[tuple[Tensor, Tensor]] = []
-        count = 0
-        try:
-            for batch in batches:
-                count += 1
-                rows = self._representation(_images(batch).to(device), labelled, True)
-                if rows is None:
-                    continue
-                self._take(_OUTPUT, rows)
-                if self._head is not None:
-                    self._take(_EMBEDDING, feature_rows(self._head(rows)))
-                if labelled:
-                    kept.append((rows.float().cpu(), _labels(batch, "dataloader")))
-        finally:
-            if hooks is not None:
-                hooks.remove()
-        if not count:
-            raise EmptyDataError("dataloader must give at least one batch, got none")
-        return _together(kept) if labelled else (torch.empty(0), torch.empty(0))
-
-    def labelled(self, batches: Iterable[Any], device: torch.device) -> tuple[Tensor, Tensor]:
-        """The representations and labels of training images."""
-        kept = []
-        for batch in batches:
-            rows = self._representation(_images(batch).to(device), True)
-            assert rows is not None
-            kept.append((rows.float().cpu(), _labels(batch, "train_dataloader")))
-        if not kept:
-            raise EmptyDataError("train_dataloader must give at least one batch, got none")
-        return _together(kept)
-
-    def _representation(
-        self, images: Tensor, needed: bool, measured: bool = False
-    ) -> Tensor | None:
-        output = self._model(images)
-        try:
-            x = first_tensor(output)
-        except ValueError:
-            if self._needs_output or needed:
-                raise
-            return None
-        given = self._channels
-        axis = given.get(_OUTPUT) if isinstance(given, Mapping) else given
-        if axis is None:
-            axis = channel_axis(self._model, x.shape)
-        prefix = prefix_tokens(self._model, "", x.shape[1]) if x.ndim == 3 else PrefixTokens()
-        if self._tokens != "auto" or not prefix.has_class_token or axis not in (-1, 2):
-            return feature_rows(x, self._tokens, axis, prefix=prefix)
-        if measured and x.shape[1] > prefix.count:
-            self._take(_OUTPUT + PATCH, feature_rows(x, "patch", axis, prefix=prefix))
-        return feature_rows(x, "cls", axis, prefix=prefix)
-
-
-class EmptyDataError(ValueError):
-    """A dataloader gave no batch."""
-
-
 def _check_no_model_arguments(**arguments: Any) -> None:
     for name, value in arguments.items():
         if value is not None:
             raise ValueError(f"{name} must not be given with representations, only with a model")
-
-
-def _together(kept: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    return torch.cat([rows for rows, _ in kept]), torch.cat([labels for _, labels in kept])
-
-
-def _labels(batch: Any, source: str) -> Tensor:
-    labels = batch[1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
-    if isinstance(batch, Mapping):
-        labels = batch.get("labels", batch.get("label"))
-    if not isinstance(labels, Tensor) or labels.ndim != 1 or labels.is_floating_point():
-        raise ValueError(f"{source} must give (images, labels) with integer labels for accuracies")
-    return labels.cpu().long()
 
 
 def stages(model: nn.Module) -> list[str]:
@@ -299,20 +195,6 @@ def _weighty_children(module: nn.Module, prefix: str) -> list[str]:
         for child, part in module.named_children()
         if any(p.ndim > 1 for p in part.parameters())
     ]
-
-
-def _images(batch: Any) -> Tensor:
-    while isinstance(batch, (tuple, list)) and batch:
-        batch = batch[0]
-    if isinstance(batch, Mapping):
-        key = next((key for key in _IMAGE_KEYS if key in batch), None)
-        batch = batch[key] if key is not None else batch
-    if not isinstance(batch, Tensor):
-        raise ValueError(
-            f"dataloader must give tensors, sequences that begin with one, or dictionaries with "
-            f"{' or '.join(_IMAGE_KEYS)}, got {type(batch).__name__}"
-        )
-    return batch
 
 
 def _bar(dataloader: Iterable[Any], shown: bool) -> Iterable[Any]:

@@ -5,9 +5,11 @@ import math
 
 import pytest
 import torch
+from lightly.utils.benchmarking.knn import knn_predict
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
+from torch.nn.functional import normalize
 
 from lightly_collapse.cli import main
 from lightly_collapse.io.digits import digits_split
@@ -35,7 +37,8 @@ def test_measures_the_backbone_on_the_data_of_its_run(run, tmp_path, capsys):
     assert "SimCLR" in capsys.readouterr().out
     record = json.loads((tmp_path / "probe.json").read_text())
     assert record["method"] == "SimCLR"
-    assert record["knn"] == measured.accuracy["knn"]
+    assert record["knn_20"] == measured.accuracy["knn_20"]
+    assert set(measured.accuracy) == {"knn_20", "knn_200", "linear", "linear_top5"}
     # The same again from the definitions, on images loaded here.
     split = digits_split(16)
     backbone = load_model(checkpoint=run / "last.ckpt").model.requires_grad_(False)
@@ -60,6 +63,20 @@ def test_measures_the_backbone_on_the_data_of_its_run(run, tmp_path, capsys):
     assert measured.output.dimensions == 32
     weight = backbone.layer4[1].conv2.weight.flatten(1).double()
     eigenvalues = torch.linalg.eigvalsh(weight @ weight.T).flip(0)
+    vote = knn_predict(
+        normalize(features.float()), normalize(torch.from_numpy(bank)).T,
+        split.train_labels[chosen], num_classes=10, knn_k=20, knn_t=0.07,
+    )  # fmt: skip
+    assert measured.accuracy["knn_20"] == pytest.approx(
+        float((vote[:, 0] == split.test_labels).float().mean()), abs=0.01
+    )
+    ranked = (
+        torch.from_numpy(classifier.predict_proba(scaler.transform(features.float().numpy())))
+        .topk(5)
+        .indices
+    )
+    right = (ranked == split.test_labels[:, None]).any(dim=1).float().mean()
+    assert measured.accuracy["linear_top5"] == pytest.approx(float(right), abs=0.01)
     weights = {w.name: w for w in measured.weights}
     torch.testing.assert_close(
         torch.tensor(weights["layer4.1.conv2.weight"].normalized_eigenvalues).double(),
@@ -70,8 +87,32 @@ def test_measures_the_backbone_on_the_data_of_its_run(run, tmp_path, capsys):
 
 
 def test_one_classifier_can_be_asked_for(run):
-    report = probe(run / "last.ckpt", protocol=["knn"])
-    assert set(report.accuracy) == {"knn"}
+    report = probe(run / "last.ckpt", protocol=["knn"], knn_k=[5])
+    assert set(report.accuracy) == {"knn_5"}
+
+
+def test_linear_layers_are_trained_as_published_and_on_few_labels(run, tmp_path):
+    words = {"protocol": ["lars", "sgd"], "epochs": 3, "output": str(tmp_path)}
+    every = probe(run / "last.ckpt", **words)
+    assert set(every.accuracy) == {"lars", "lars_top5", "sgd", "sgd_top5"}
+    for name in ("lars", "sgd"):
+        assert 0.1 < every.accuracy[name] <= every.accuracy[f"{name}_top5"] <= 1
+    # The same seed gives the same accuracies; fewer labels are the stated number.
+    assert probe(run / "last.ckpt", **words).accuracy == every.accuracy
+    few = probe(run / "last.ckpt", labels=0.1, crops=False, **words)
+    record = json.loads((tmp_path / "probe.json").read_text())
+    assert record["settings"]["labelled_images"] == few.settings["labelled_images"] < 20
+
+
+def test_a_subvector_is_the_first_entries_or_random_ones(run):
+    whole = probe(run / "last.ckpt", protocol=["knn"])
+    first = probe(run / "last.ckpt", protocol=["knn"], dimensions=4)
+    drawn = probe(run / "last.ckpt", protocol=["knn"], dimensions=4, chosen="random", seed=1)
+    assert (whole.output.dimensions, first.output.dimensions) == (32, 4)
+    assert first.settings["dimensions"] == "first 4"
+    assert first.output.spectrum != drawn.output.spectrum
+    every = probe(run / "last.ckpt", protocol=["knn"], dimensions=32, chosen="random")
+    assert every.accuracy == whole.accuracy
 
 
 def test_digits_and_folders_are_data_by_name(run, tmp_path):
@@ -99,6 +140,9 @@ def test_digits_and_folders_are_data_by_name(run, tmp_path):
             "folder that holds train and val",
         ),
         (["--checkpoint", "{run}/last.ckpt", "--device", "abacus"], "abacus"),
+        (["--checkpoint", "{run}/last.ckpt", "--dimensions", "33"], "at most the representation's"),
+        (["--checkpoint", "{run}/last.ckpt", "--labels", "0"], "share in (0, 1]"),
+        (["--checkpoint", "{run}/last.ckpt", "--protocol", "svm"], "lars"),
     ],
     ids=str,
 )

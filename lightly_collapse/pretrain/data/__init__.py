@@ -5,8 +5,8 @@ from lightly_collapse.pretrain.data.datasets import (
     CIFAR100,
     Digits,
     ImageFolder,
-    LightlyFolder,
     SmallImageFolder,
 )
+from lightly_collapse.pretrain.data.lightly_folder import LightlyFolder
 
 __all__ = ["CIFAR10", "CIFAR100", "Digits", "ImageFolder", "LightlyFolder", "SmallImageFolder"]

@@ -1,6 +1,7 @@
 """Views: batched on the training device for small images, Lightly's in workers for large ones."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -8,6 +9,7 @@ from lightly.transforms.dino_transform import DINOViewTransform
 from lightly.transforms.multi_view_transform import MultiViewTransform
 from torch import Tensor
 from torch.nn.functional import affine_grid, conv2d, grid_sample, pad
+from torchvision.transforms import v2
 
 # Rec. 601 luma, as torchvision's rgb_to_grayscale has it.
 _LUMA = (0.2989, 0.587, 0.114)
@@ -134,6 +136,28 @@ def worker_views(
                 normalize={"mean": list(mean), "std": list(std)},
             )
             for view in _views(settings, size, global_views)
+        ]
+    )
+
+
+def evaluation_view(size: int, normalization: Callable[[Tensor], Tensor]) -> v2.Compose:
+    """The transform of one image for evaluation: its centre, neither augmented nor mirrored.
+
+    Args:
+        size: height and width, in pixels.
+        normalization: of the colours.
+
+    Returns:
+        A callable from a PIL image to a (3, size, size) tensor.
+    """
+    # 256 for 224, the published evaluation crop.
+    return v2.Compose(
+        [
+            v2.Resize(round(size * 8 / 7)),
+            v2.CenterCrop(size),
+            v2.ToImage(),
+            v2.ToDtype(torch.float32, scale=True),
+            normalization,
         ]
     )
 

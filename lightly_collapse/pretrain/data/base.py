@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from pytorch_lightning import LightningDataModule
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from typing_extensions import override
 
@@ -121,6 +122,30 @@ class PretrainData(LightningDataModule):
         Args:
             bank_images: how many of the training images; None for all.
         """
+
+    def train_labels(self) -> Tensor:
+        """The labels of the training images that are used, (n,), once `setup` has been called.
+
+        Raises:
+            ValueError: where there are none.
+        """
+        raise ValueError(f"data must have labels, {type(self).__name__} has none")
+
+    def crop_batches(self, chosen: Tensor, generator: torch.Generator) -> Iterable[Any]:
+        """One epoch of training images as a linear evaluation sees them: cropped and mirrored.
+
+        Args:
+            chosen: indices into the used training images.
+            generator: of their order.
+
+        Returns:
+            Batches of (images, labels), ready for the backbone; a random crop of each image at
+            random, with random numbers of the global generator.
+
+        Raises:
+            ValueError: where there are no labels.
+        """
+        raise ValueError(f"data must have labels, {type(self).__name__} has none")
 
     @override
     def val_dataloader(self) -> list[DataLoader[Any]]:

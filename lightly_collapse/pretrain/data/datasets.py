@@ -1,24 +1,27 @@
 """Images to pretrain on, with their held-out part."""
 
-import os
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightly.data import LightlyDataset
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision import datasets
-from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 from typing_extensions import override
 
 from lightly_collapse.io.digits import digit_colours, digits_split
-from lightly_collapse.io.images import CIFAR, DIGITS, Normalization, open_rgb
-from lightly_collapse.pretrain.data.augment import DeviceViews, worker_views
+from lightly_collapse.io.images import CIFAR, DIGITS, open_rgb
+from lightly_collapse.pretrain.data.augment import (
+    DeviceViews,
+    ViewSettings,
+    evaluation_view,
+    worker_views,
+)
 from lightly_collapse.pretrain.data.base import PretrainData, check_at_least
 
 MIN_IMAGE_SIZE = 8
@@ -43,12 +46,19 @@ class _Memory(Dataset[Any]):
         return self.images[index], self.labels[index]
 
 
+CROPS = ViewSettings(min_scale=0.08, jitter=0.0, gray=0.0, blur=(0.0, 0.0))
+"""Random crops and flips and nothing else, on which published linear evaluations train."""
+
+
 def _as_it_is(batch: Any) -> Any:
     return batch
 
 
 class SmallImages(PretrainData):
     """Images small enough to stay in memory, their views drawn in batches on the device."""
+
+    probe_views = CROPS
+    """The crops on which a linear evaluation trains."""
 
     @abstractmethod
     def load(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -78,6 +88,25 @@ class SmallImages(PretrainData):
         return [self._plain_loader(part, collate_fn=_as_it_is) for part in (bank, self._held_out)]
 
     @override
+    def train_labels(self) -> Tensor:
+        """The labels of the training images."""
+        return self._train.labels
+
+    @override
+    def crop_batches(self, chosen: Tensor, generator: torch.Generator) -> Iterable[Any]:
+        """One epoch of training images, cropped and mirrored in batches."""
+        images = self._train.images[chosen]
+        draw = DeviceViews(self.probe_views, images.shape[-1], global_views=1)
+        loader = self._plain_loader(
+            _Memory(images, self._train.labels[chosen]),
+            collate_fn=_as_it_is,
+            shuffle=True,
+            generator=generator,
+        )
+        for batch, labels in loader:
+            yield self.normalization(draw(batch.float() / 255)[0]), labels
+
+    @override
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Turn the bytes into colours, and in training into views."""
         images, labels = batch
@@ -97,6 +126,8 @@ class Digits(SmallImages):
 
     normalization = DIGITS
     num_classes = 10
+    # Mirrored or cropped far, a digit would be another.
+    probe_views = replace(CROPS, min_scale=0.6, flip=0.0)
 
     def __init__(self, image_size: int = 16, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -263,7 +294,7 @@ class ImageFolder(ClassFolders):
     @override
     def setup(self, stage: str) -> None:
         """Find the images."""
-        plain = _plain(self.image_size, self.normalization)
+        plain = evaluation_view(self.image_size, self.normalization)
         self._bank = _image_folder(self.root, self.train, transform=plain)
         self._held_out = _image_folder(self.root, self.val, transform=plain)
         self._indices = self._chosen(len(self._bank))
@@ -292,108 +323,17 @@ class ImageFolder(ClassFolders):
         bank = Subset(self._bank, [self._indices[i] for i in order])
         return [self._plain_loader(bank), self._plain_loader(self._held_out)]
 
-
-class LightlyFolder(PretrainData):
-    """Any folder of images or videos, without labels, through LightlyDataset.
-
-    Training reports RankMe of the first images as they are; there is nothing to probe.
-
-    Args:
-        root: the folder; it is searched to any depth.
-        names: text file with the images to use, one a line, relative to `root`, with or without
-            ending, as the lists of VOC in ImageSets/Main; without it all images are used.
-        image_size: height and width of a global view, in pixels.
-        kwargs: see `PretrainData`.
-    """
-
-    num_classes = 0
-
-    def __init__(
-        self,
-        root: str = "data",
-        names: str | None = None,
-        image_size: int = 224,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        check_at_least("image_size", image_size, MIN_IMAGE_SIZE)
-        self.root, self.names, self.image_size = root, names, image_size
+    @override
+    def train_labels(self) -> Tensor:
+        """The labels of the training images."""
+        return torch.tensor(self._bank.targets)[self._indices]
 
     @override
-    def setup(self, stage: str) -> None:
-        """Find the images."""
-        self._plain = self._dataset(_plain(self.image_size, self.normalization))
-        self._indices = self._chosen(len(self._plain))
-        self.train_count = len(self._indices)
-
-    @override
-    def train_dataloader(self) -> DataLoader[Any]:
-        """The images, shuffled, as views."""
-        settings, global_views = self._views()
-        dataset = self._dataset(
-            worker_views(
-                settings,
-                self.image_size,
-                self.normalization.mean,
-                self.normalization.std,
-                global_views,
-            )
-        )
-        return self._train_loader(Subset(dataset, self._indices))
-
-    @override
-    def evaluation_loaders(self, bank_images: int | None = None) -> list[DataLoader[Any]]:
-        """The same images twice: there are no held-out ones."""
-        loader = self._plain_loader(Subset(self._plain, self._indices[:bank_images]))
-        return [loader, loader]
-
-    @override
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Drop the file names, and the labels that folders would be."""
-        images, labels, _ = batch
-        return images, torch.zeros_like(labels)
-
-    def _dataset(self, transform: Any) -> LightlyDataset:
-        if not os.path.isdir(self.root):
-            raise ValueError(f"data.root must be a folder of images, got {self.root}")
-        chosen = None if self.names is None else _listed(Path(self.root), Path(self.names))
-        try:
-            dataset = LightlyDataset(self.root, transform=transform, filenames=chosen)
-        except (RuntimeError, FileNotFoundError) as error:
-            raise ValueError(f"data.root {self.root} must hold images: {error}") from error
-        if len(dataset) == 0:
-            raise ValueError(f"data.root {self.root} must hold images, got none")
-        return dataset
-
-
-def _listed(root: Path, names: Path) -> list[str]:
-    """The files below a folder that a list names, with or without their ending."""
-    try:
-        lines = names.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"data.names {names} must be a text file of names: {error}") from error
-    found = {}
-    for path in sorted(root.rglob("*")):
-        if path.suffix.lower() in IMG_EXTENSIONS:
-            inside = path.relative_to(root)
-            found[str(inside)] = found[str(inside.with_suffix(""))] = str(inside)
-    wanted = [line.strip() for line in lines if line.strip()]
-    if missing := [name for name in wanted if name not in found]:
-        raise ValueError(
-            f"data.names {names}: {len(missing)} of {len(wanted)} names have no image in {root}, "
-            f"the first is {missing[0]}"
-        )
-    return [found[name] for name in wanted]
-
-
-def _plain(size: int, normalization: Normalization) -> v2.Compose:
-    # 256 for 224, the published evaluation crop.
-    return v2.Compose(
-        [
-            v2.Resize(round(size * 8 / 7)),
-            v2.CenterCrop(size),
-            v2.ToImage(),
-            v2.ToDtype(torch.float32, scale=True),
-            normalization,
-        ]
-    )
+    def crop_batches(self, chosen: Tensor, generator: torch.Generator) -> Iterable[Any]:
+        """One epoch of training images, cropped and mirrored by the workers."""
+        normal = self.normalization
+        crop = worker_views(CROPS, self.image_size, normal.mean, normal.std, global_views=1)
+        dataset = _image_folder(self.root, self.train, transform=crop)
+        part = Subset(dataset, [self._indices[i] for i in chosen.tolist()])
+        for views, labels in self._plain_loader(part, shuffle=True, generator=generator):
+            yield views[0], labels
