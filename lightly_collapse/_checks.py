@@ -1,5 +1,7 @@
 """Checks of tensors that every room uses, and directions of rows."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -27,6 +29,16 @@ def check_rows(x: Tensor, name: str, minimum: int = 1) -> Tensor:
     if not torch.compiler.is_compiling():
         check_finite(x, name)
     return as_float(x)
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Raise unless a word is one of the choices.
+
+    Raises:
+        ValueError: naming the argument, the choices and what came.
+    """
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
 def check_finite(x: Tensor, name: str) -> None:

@@ -14,6 +14,12 @@ from lightly_collapse.functional.lid_distributions import (
 )
 from lightly_collapse.functional.lidar import lidar
 from lightly_collapse.functional.orthogonality import orthogonality_penalty, weight_matrix
+from lightly_collapse.functional.pairs import (
+    cka,
+    information_imbalance,
+    modality_gap,
+    neighbor_overlap,
+)
 from lightly_collapse.functional.spectrum import (
     alpha_req,
     collapsed_dimensions,
@@ -32,6 +38,7 @@ __all__ = [
     "alignment",
     "alpha_req",
     "asymptotic_kl_divergence",
+    "cka",
     "collapsed_dimensions",
     "condition_number",
     "covariance_penalty",
@@ -40,9 +47,12 @@ __all__ = [
     "fisher_rao_distance",
     "frechet_variance",
     "geometric_mean",
+    "information_imbalance",
     "lid_mle",
     "lid_mom",
     "lidar",
+    "modality_gap",
+    "neighbor_overlap",
     "nesum",
     "normalized_eigenvalues",
     "orthogonality_penalty",

@@ -3,22 +3,30 @@
 r_1 <= ... <= r_k are the distances of a sample to its k nearest neighbours.
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from lightly_collapse._checks import as_float, check_rows
+from lightly_collapse._checks import as_float, check_choice, check_rows
 from lightly_collapse.functional.neighbors import neighbor_distances
 
 Estimator = Literal["mom", "mle"]
 """Method of moments, or maximum likelihood."""
 
+LidConvention = Literal["paper", "scikit-dimension"]
+"""Mean of the k - 1 nearer distances or of all k; sum of logarithms divided by k or by k - 1."""
+
 DEFAULT_LID_K = 20
 """Number of neighbours of a measured LID; LDReg's penalty takes 64, as its paper does."""
 
 
-def lid_mom(x: Tensor, reference: Tensor | None = None, k: int = DEFAULT_LID_K) -> Tensor:
+def lid_mom(
+    x: Tensor,
+    reference: Tensor | None = None,
+    k: int = DEFAULT_LID_K,
+    convention: LidConvention = "paper",
+) -> Tensor:
     """Local intrinsic dimensionality by the method of moments.
 
     LID = m / (r_k - m), where m is the mean of the k - 1 nearer distances r_1 .. r_{k-1}, as in
@@ -30,6 +38,7 @@ def lid_mom(x: Tensor, reference: Tensor | None = None, k: int = DEFAULT_LID_K) 
         reference: (m, d) points among which the neighbours are sought, none left out. By default
             they are sought in `x`, the sample's own row left out.
         k: number of neighbours, at least 2.
+        convention: of which package the numbers are.
 
     Returns:
         (n,) LID, float32 or float64, with a gradient with respect to `x` as samples; the
@@ -38,7 +47,8 @@ def lid_mom(x: Tensor, reference: Tensor | None = None, k: int = DEFAULT_LID_K) 
 
     Raises:
         ValueError: if an input is not 2-D, is empty or holds NaN or inf, the widths differ, or `k`
-            is below 2 or above the number of candidate neighbours.
+            is below 2 or above the number of candidate neighbours, or the convention is none of
+            these.
 
     Source: Huang et al., "LDReg", ICLR 2024, arXiv 2401.10474, section 5; Amsaleg et al.,
     "Extreme-value-theoretic estimation of local intrinsic dimensionality", 2018, section 4.2.
@@ -48,10 +58,17 @@ def lid_mom(x: Tensor, reference: Tensor | None = None, k: int = DEFAULT_LID_K) 
         >>> f"{geometric_mean(lid_mom(plane)):.1f}"
         '2.0'
     """
-    return lid_mom_from_distances(_distances(x, reference, k))
+    check_choice("convention", convention, get_args(LidConvention))
+    lid = lid_mom_from_distances(_distances(x, reference, k))
+    return lid if convention == "paper" else (k * lid + 1) / (k - 1)
 
 
-def lid_mle(x: Tensor, reference: Tensor | None = None, k: int = DEFAULT_LID_K) -> Tensor:
+def lid_mle(
+    x: Tensor,
+    reference: Tensor | None = None,
+    k: int = DEFAULT_LID_K,
+    convention: LidConvention = "paper",
+) -> Tensor:
     """Local intrinsic dimensionality by maximum likelihood.
 
     LID = -(1/k sum_{i=1..k} ln(r_i / r_k))^-1: the sum runs over all k (its last term is zero) and
@@ -63,6 +80,7 @@ def lid_mle(x: Tensor, reference: Tensor | None = None, k: int = DEFAULT_LID_K) 
         reference: (m, d) points among which the neighbours are sought, none left out. By default
             they are sought in `x`, the sample's own row left out.
         k: number of neighbours, at least 2.
+        convention: of which package the numbers are.
 
     Returns:
         (n,) LID, float32 or float64, with a gradient with respect to `x` as samples; the
@@ -72,7 +90,8 @@ def lid_mle(x: Tensor, reference: Tensor | None = None, k: int = DEFAULT_LID_K) 
 
     Raises:
         ValueError: if an input is not 2-D, is empty or holds NaN or inf, the widths differ, or `k`
-            is below 2 or above the number of candidate neighbours.
+            is below 2 or above the number of candidate neighbours, or the convention is none of
+            these.
 
     Source: Amsaleg et al., "Estimating local intrinsic dimensionality", KDD 2015, section 4.1.
 
@@ -81,7 +100,9 @@ def lid_mle(x: Tensor, reference: Tensor | None = None, k: int = DEFAULT_LID_K) 
         >>> f"{geometric_mean(lid_mle(plane)):.1f}"
         '2.1'
     """
-    return lid_mle_from_distances(_distances(x, reference, k))
+    check_choice("convention", convention, get_args(LidConvention))
+    lid = lid_mle_from_distances(_distances(x, reference, k))
+    return lid if convention == "paper" else (k - 1) / k * lid
 
 
 def lid_mom_from_distances(r: Tensor) -> Tensor:

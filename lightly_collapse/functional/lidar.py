@@ -8,21 +8,26 @@ of S_w, which changes each eigenvalue of the LDA matrix by a share of at most th
 of S_w^-1 E, is measured against float64 with a few random vectors.
 """
 
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor
 
-from lightly_collapse._checks import as_double, check_finite
+from lightly_collapse._checks import as_double, check_choice, check_finite
 from lightly_collapse.functional.gram import add_gram, gram
 from lightly_collapse.functional.spectrum import rankme_of_spectrum
 
+LidarConvention = Literal["paper", "reptrix", "stable-pretraining"]
+
 _DELTA = 1e-4
+_REPTRIX_DELTA = 1e-6
 _ROWS = 2000
 _PROBES = 8
 _TOLERANCE = 3e-5
 """Relative error of the LDA matrix's eigenvalues up to which S_w may come from float32."""
 
 
-def lidar(z: Tensor, delta: float = _DELTA) -> Tensor:
+def lidar(z: Tensor, delta: float | None = None, convention: LidarConvention = "paper") -> Tensor:
     """LiDAR: effective rank of the LDA matrix S_w^(-1/2) S_b S_w^(-1/2).
 
     S_b = 1/n sum_i (mu_i - mu)(mu_i - mu)^T and
@@ -33,18 +38,26 @@ def lidar(z: Tensor, delta: float = _DELTA) -> Tensor:
     With S_w = L L^T, l are the eigenvalues of the symmetric L^-1 S_b L^-T: one Cholesky
     factorisation and one symmetric eigenvalue problem, no inverse and no root.
 
+    stable-pretraining divides S_b by n - 1 and S_w by n (q - 1), and takes p_i = (l_i + 1e-8) /
+    sum_j (l_j + 1e-8). reptrix sums S_b over the samples and S_w over the augmentations without
+    dividing, takes delta = 1e-6, and then the variance ratios of a principal component analysis of
+    the LDA matrix as if it were rows: the squared singular values after its columns are centred.
+
     Args:
         z: (n, q, d) embeddings, q augmentations of each of n samples. S_w is summed in float32
             where its measured rounding moves no eigenvalue by more than 3e-5 of itself, else in
             float64; all else is float64.
-        delta: added to the diagonal of S_w, above 0.
+        delta: added to the diagonal of S_w, above 0; by default the convention's, 1e-4 in the
+            paper.
+        convention: of which package the number is.
 
     Returns:
         A scalar between 1 and min(d, n - 1), float32, or float64 for float64 input.
 
     Raises:
         ValueError: if `z` is not 3-D, has fewer than two samples or two augmentations, holds NaN
-            or inf, its samples' means are all equal, or `delta` is not positive.
+            or inf, its samples' means are all equal, `delta` is not positive, or the convention is
+            none of these.
 
     Source: Thilak et al., "LiDAR: sensing linear probing performance in joint embedding SSL
     architectures", ICLR 2024, arXiv 2312.04000, equations 1 to 4.
@@ -55,8 +68,15 @@ def lidar(z: Tensor, delta: float = _DELTA) -> Tensor:
         '3.000'
     """
     check_augmented(z)
+    check_choice("convention", convention, get_args(LidarConvention))
+    if delta is None:
+        delta = _REPTRIX_DELTA if convention == "reptrix" else _DELTA
     if not delta > 0:
         raise ValueError(f"delta must be positive, got {delta}")
+    if convention != "paper":
+        with torch.autocast(z.device.type, enabled=False):
+            value = _of_package(as_double(z), delta, convention)
+        return value if z.dtype == torch.float64 else value.float()
     with torch.autocast(z.device.type, enabled=False):
         found = None
         if z.dtype != torch.float64 and not z.requires_grad:
@@ -74,6 +94,29 @@ def lidar(z: Tensor, delta: float = _DELTA) -> Tensor:
         zeros = max(z.shape[2] - z.shape[0], 0)
         value = _effective_rank(gram(h if zeros else h.mT), z.dtype, zeros)
     return value if z.dtype == torch.float64 else value.float()
+
+
+def _of_package(e: Tensor, delta: float, convention: str) -> Tensor:
+    """LiDAR as reptrix or stable-pretraining compute it, in float64."""
+    n, q, d = e.shape
+    means = e.mean(dim=1)
+    between = means - means.mean(dim=0)
+    _check_between(between)
+    s_b, s_w = gram(between), gram((e - means[:, None]).flatten(0, 1))
+    if convention == "stable-pretraining":
+        s_b, s_w = s_b / (n - 1), s_w / (n * (q - 1))
+    else:
+        s_w = s_w / n
+    l_w, vectors = torch.linalg.eigh(s_w + delta * torch.eye(d).to(s_w))
+    root = vectors / l_w.clamp(min=torch.finfo(l_w.dtype).tiny).sqrt() @ vectors.mT
+    lda = root @ s_b @ root
+    if convention == "stable-pretraining":
+        p = torch.linalg.eigvalsh((lda + lda.mT) / 2).clamp(min=0) + 1e-8
+        p = p / p.sum()
+    else:
+        p = torch.linalg.svdvals(lda - lda.mean(dim=0)).square()
+        p = p / p.sum() + 1e-7
+    return torch.special.entr(p).sum().exp()
 
 
 def _single_precision(z: Tensor, delta: float) -> tuple[Tensor, Tensor] | None:

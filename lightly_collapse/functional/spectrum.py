@@ -5,16 +5,23 @@ eigenvalues of Z^T Z (of (n - 1) times the covariance, where Z is centred). Ever
 takes s is invariant to its scale.
 """
 
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor
 
-from lightly_collapse._checks import as_float, check_rows
+from lightly_collapse._checks import as_float, check_choice, check_rows
 from lightly_collapse.functional.gram import tall_singular_values
 
 DEFAULT_RTOL = 1e-2
 """A dimension counts as collapsed below this times the largest centred singular value."""
 
 _RANKME_EPSILON = 1e-7
+_REPTRIX_MOST = 2048  # eigenvalues that reptrix computes
+_REPTRIX_RANGE = (10, 100)  # of those it fits
+
+RankMeConvention = Literal["paper", "reptrix", "stable-pretraining"]
+AlphaConvention = Literal["paper", "reptrix"]
 
 
 def singular_values(z: Tensor, center: bool = False) -> Tensor:
@@ -63,21 +70,24 @@ def effective_rank(s: Tensor) -> Tensor:
     return _exponential_of_entropy(_proportions(s))
 
 
-def rankme(z: Tensor) -> Tensor:
+def rankme(z: Tensor, convention: RankMeConvention = "paper") -> Tensor:
     """RankMe: the effective rank of the uncentred embedding matrix.
 
     exp(-sum_i p_i ln p_i) with p_i = s_i / sum_j s_j + 1e-7 and s the singular values of z itself.
-    This is the paper's definition; public implementations that centre z, square s or add another
-    constant give other numbers.
+    This is the paper's definition. stable-pretraining adds 1e-5 instead. reptrix takes the
+    variance ratios of a principal component analysis, which are squared and of centred rows:
+    p_i = l_i / sum_j l_j + 1e-7 over the first 2048.
 
     Args:
         z: (n, d) embeddings.
+        convention: of which package the number is.
 
     Returns:
         A scalar.
 
     Raises:
-        ValueError: if `z` is not 2-D, is empty, all zero, or holds NaN or inf.
+        ValueError: if `z` is not 2-D, is empty, all zero, or holds NaN or inf, or the convention is
+            none of these.
 
     Source: Garrido et al., "RankMe", ICML 2023, arXiv 2210.02885, equation 1.
 
@@ -85,7 +95,13 @@ def rankme(z: Tensor) -> Tensor:
         >>> f"{rankme(torch.eye(8)):.3f}"
         '8.000'
     """
+    check_choice("convention", convention, get_args(RankMeConvention))
+    if convention == "reptrix":
+        eigenvalues = _relative_eigenvalues(singular_values(z, center=True))[:_REPTRIX_MOST]
+        return _exponential_of_entropy(eigenvalues / eigenvalues.sum() + _RANKME_EPSILON)
     z = check_rows(z, "z")
+    if convention == "stable-pretraining":
+        return _exponential_of_entropy(_proportions(singular_values(z)) + 1e-5)
     tall = z.shape[0] >= 2 * z.shape[1] and z.dtype == torch.float32 and z.device.type != "mps"
     if tall and not z.requires_grad and z.any():
         with torch.autocast(z.device.type, enabled=False):
@@ -228,21 +244,24 @@ def collapsed_dimensions(s: Tensor, rtol: float = DEFAULT_RTOL) -> Tensor:
     return (s < rtol * s.max()).sum()
 
 
-def alpha_req(s: Tensor) -> Tensor:
+def alpha_req(s: Tensor, convention: AlphaConvention = "paper") -> Tensor:
     """alpha-ReQ: the exponent of the power law l_j ~ j^-alpha, by least squares of logarithms.
 
     l_j = s_j^2 in descending order, j = 1 .. r; eigenvalues below the rounding error of the
-    largest (s_j <= r * eps * s_1) say nothing about the decay and are left out.
+    largest (s_j <= r * eps * s_1) say nothing about the decay and are left out. reptrix fits the
+    eigenvalues j = 11 .. 100 alone, each with the weight 1 / j.
 
     Args:
         s: (r,) singular values of the centred features.
+        convention: of which package the number is.
 
     Returns:
         A scalar; 0 for a flat spectrum, larger for a faster decay.
 
     Raises:
         ValueError: if `s` is not a vector of finite, non-negative values, or has fewer than two
-            that are distinguishable from zero.
+            that are distinguishable from zero, or fewer than reptrix fits, or the convention is
+            none of these.
 
     Source: Agrawal et al., "alpha-ReQ: assessing representation quality in self-supervised
     learning by measuring eigenspectrum decay", NeurIPS 2022.
@@ -252,15 +271,24 @@ def alpha_req(s: Tensor) -> Tensor:
         >>> round(float(alpha_req(j.pow(-0.75))), 6)
         1.5
     """
+    check_choice("convention", convention, get_args(AlphaConvention))
     # Relative to the largest the logarithms stay of the order of their differences: those of 3e38
     # are near 89, where the rounding of float32 is 4e-6.
     s = _relative(s).sort(descending=True).values
     s = s[s > s.numel() * torch.finfo(s.dtype).eps]
     if s.numel() < 2:
         raise ValueError("s must hold at least two singular values that are not zero, got one")
-    x = torch.arange(1, s.numel() + 1, dtype=s.dtype, device=s.device).log()
-    x = x - x.mean()
-    return -(x @ (2 * s.log())) / x.square().sum()
+    index = torch.arange(1, s.numel() + 1, dtype=s.dtype, device=s.device)
+    weight = torch.ones_like(index)
+    if convention == "reptrix":
+        first, last = _REPTRIX_RANGE
+        if s.numel() < last:
+            raise ValueError(f"s must hold {last} singular values for reptrix, got {s.numel()}")
+        index, s = index[first:last], s[first:last]
+        weight = 1 / index
+    x = index.log()
+    x = x - (weight @ x) / weight.sum()
+    return -((weight * x) @ (2 * s.log())) / (weight @ x.square())
 
 
 def normalized_eigenvalues(m: Tensor) -> Tensor:

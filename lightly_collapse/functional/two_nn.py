@@ -1,28 +1,33 @@
 """Global intrinsic dimension: of how many dimensions the whole set of samples looks like."""
 
 from math import floor
-from typing import cast
+from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor
 
-from lightly_collapse._checks import check_rows
+from lightly_collapse._checks import check_choice, check_rows
 from lightly_collapse.functional.neighbors import nearest_neighbors
 
+TwoNNConvention = Literal["fit", "mle"]
+"""The line fitted to the distribution, or maximum likelihood from all ratios."""
 
-def two_nn(x: Tensor, discard_fraction: float = 0.1) -> Tensor:
+
+def two_nn(x: Tensor, discard_fraction: float = 0.1, convention: TwoNNConvention = "fit") -> Tensor:
     """TwoNN: intrinsic dimension from the ratio of each sample's two nearest distances.
 
     With mu_i = r_2 / r_1 in ascending order and F_i = i / n, the slope of the line through the
     origin fitted to (ln mu_i, -ln(1 - F_i)) by least squares. The largest ratios are left out of
     the fit and counted in n; samples whose nearest neighbour is at the same place have no ratio
     and are left out altogether. This is the definition, and with the default the setting, of
-    scikit-dimension's `TwoNN`.
+    scikit-dimension's `TwoNN` and of DADApy's `compute_id_2NN`. Maximum likelihood takes
+    (n - 1) / sum_i ln mu_i over all ratios, as DADApy's `algorithm="ml"`.
 
     Args:
         x: (n, d) samples; half types are computed in float32.
         discard_fraction: the share of the largest ratios left out, between 0 and 1, neither
-            included.
+            included; maximum likelihood leaves none out.
+        convention: `fit`, or `mle` for maximum likelihood.
 
     Returns:
         A scalar.
@@ -42,15 +47,18 @@ def two_nn(x: Tensor, discard_fraction: float = 0.1) -> Tensor:
     _check_fraction(discard_fraction)
     x = check_rows(x, "x", minimum=3)
     r, _ = nearest_neighbors(x, x, k=2, exclude=torch.arange(x.shape[0], device=x.device))
-    return two_nn_of_distances(r, discard_fraction)
+    return two_nn_of_distances(r, discard_fraction, convention)
 
 
-def two_nn_of_distances(r: Tensor, discard_fraction: float = 0.1) -> Tensor:
+def two_nn_of_distances(
+    r: Tensor, discard_fraction: float = 0.1, convention: TwoNNConvention = "fit"
+) -> Tensor:
     """`two_nn` from the distances of samples to their two nearest neighbours.
 
     Args:
         r: (n, 2) distances in ascending order.
         discard_fraction: as for `two_nn`.
+        convention: as for `two_nn`.
 
     Returns:
         A scalar.
@@ -62,6 +70,7 @@ def two_nn_of_distances(r: Tensor, discard_fraction: float = 0.1) -> Tensor:
         >>> f"{two_nn_of_distances(torch.tensor([[1.0, 1.5], [1.0, 2.0], [1.0, 3.0]]), 0.3):.2f}"
         '1.44'
     """
+    check_choice("convention", convention, get_args(TwoNNConvention))
     _check_fraction(discard_fraction)
     rows, dtype = r.shape[0], r.dtype
     r = r[r[:, 0] > 0].double() if r.device.type != "mps" else r[r[:, 0] > 0]
@@ -72,7 +81,10 @@ def two_nn_of_distances(r: Tensor, discard_fraction: float = 0.1) -> Tensor:
             "x must leave at least two samples with two distinct neighbours to fit, got "
             f"{kept} of {rows} rows ({rows - n} have a duplicate)"
         )
-    log_mu = (r[:, 1] / r[:, 0]).sort().values[:kept].log()
+    log_mu = (r[:, 1] / r[:, 0]).sort().values.log()
+    if convention == "mle" and log_mu.any():
+        return ((n - 1) / log_mu.sum()).to(dtype)
+    log_mu = log_mu[:kept]
     survival = 1 - torch.arange(1, kept + 1, device=r.device).to(log_mu) / n
     if not log_mu.any():
         raise ValueError("x must not have its two nearest distances equal at every sample")

@@ -6,6 +6,12 @@ from lightly_collapse.metrics.hypersphere import Alignment, Uniformity, Wasserst
 from lightly_collapse.metrics.intrinsic_dimension import LocalIntrinsicDimension, TwoNN
 from lightly_collapse.metrics.layer import LayerMetrics, Reading
 from lightly_collapse.metrics.lidar import LiDAR
+from lightly_collapse.metrics.pairs import (
+    CKA,
+    InformationImbalance,
+    ModalityGap,
+    NeighborOverlap,
+)
 from lightly_collapse.metrics.sketch import EmbeddingSketch, NeighborDistances, RowSample
 from lightly_collapse.metrics.spectrum import (
     AlphaReQ,
@@ -22,6 +28,7 @@ from lightly_collapse.metrics.tokens import GramDrift, MeanTokenCosine, NormOutl
 from lightly_collapse.metrics.weights import WeightSpectrum, weight_spectra
 
 __all__ = [
+    "CKA",
     "Alignment",
     "AlphaReQ",
     "CollapseMetrics",
@@ -31,12 +38,15 @@ __all__ = [
     "EmbeddingSketch",
     "FeatureHooks",
     "GramDrift",
+    "InformationImbalance",
     "LayerMetrics",
     "LiDAR",
     "LocalIntrinsicDimension",
     "MeanTokenCosine",
+    "ModalityGap",
     "NESum",
     "NeighborDistances",
+    "NeighborOverlap",
     "NormOutliers",
     "ParticipationRatio",
     "PatchRank",
