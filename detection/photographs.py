@@ -96,6 +96,15 @@ class Dataset:
         """Whether there is a box with a mask."""
         return any(box.mask is not None for p in self.photographs for box in p.boxes)
 
+    @property
+    def has_run_lengths(self) -> bool:
+        """Whether an object that is trained on has a run-length encoding for a mask."""
+        return any(
+            isinstance(box.mask, dict) and not box.is_crowd
+            for photograph in self.photographs
+            for box in photograph.boxes
+        )
+
     def summary(self) -> str:
         """One line, and one more for each of the first skipped boxes."""
         text = f"{self.name}: {len(self.photographs)} images, {self.boxes} boxes"

@@ -98,9 +98,15 @@ def _read_list(folder: Path, split: str) -> list[str]:
     if not names:
         raise ValueError(f"split {split!r}: {path} is empty")
     for name in names:
-        if "/" in name or "\\" in name or name in {".", ".."}:
-            raise ValueError(f"split {split!r}: {name!r} in {path} is no file name")
+        if not _is_inside(name):
+            raise ValueError(f"split {split!r}: {name!r} in {path} leads out of the folder")
     return names
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a name, `folder/name` included, stays in the folder that it is looked for in."""
+    parts = name.replace("\\", "/").split("/")
+    return not Path(name).is_absolute() and ".." not in parts and parts[-1] not in {"", "."}
 
 
 def _read_photograph(
@@ -109,6 +115,10 @@ def _read_photograph(
     path = folder / "Annotations" / f"{image_id}.xml"
     root = _parse(path)
     candidates = [folder / "JPEGImages" / f"{image_id}{suffix}" for suffix in _SUFFIXES]
+    file_name = (root.findtext("filename") or "").strip()
+    if _is_inside(file_name):
+        # Of another type (.bmp, .webp) or case than the usual.
+        candidates.append(folder / "JPEGImages" / file_name)
     image = next((candidate for candidate in candidates if candidate.is_file()), None)
     if image is None:
         raise ValueError(f"image {image_id}: no file {candidates[0]}")

@@ -52,8 +52,6 @@ def configure(arguments: argparse.Namespace) -> Any:
         cfg.DATASETS.ROOT = str(arguments.dataset_root)
     if arguments.classes:
         cfg.DATASETS.CLASSES = list(arguments.classes)
-    # Polygons and run-length encodings in one set: both become bitmaps.
-    cfg.INPUT.MASK_FORMAT = "bitmask"
     return cfg
 
 

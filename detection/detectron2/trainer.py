@@ -48,6 +48,9 @@ def run(arguments: argparse.Namespace) -> None:
     )
     cfg.DATASETS.CLASSES = list(classes)
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES = len(classes)
+    if training_set.has_run_lengths:
+        # detectron2 trains on polygons or on bitmaps, not on both.
+        cfg.INPUT.MASK_FORMAT = "bitmask"
     record = RunRecord(folder, classes, arguments.resume)
     default_setup(cfg, arguments)
     # After config.yaml was written, which keeps the names that were asked for.

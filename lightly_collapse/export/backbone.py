@@ -94,8 +94,9 @@ def _resnets(state: Mapping[str, Tensor]) -> list[Network]:
         return networks
     if any("patch_embed." in n or n.endswith(("class_token", "cls_token")) for n in state):
         raise ValueError(
-            "checkpoint: a vision transformer (patch embedding, class token); only ResNets "
-            "can be exported, since detectron2's ResNet has no place for its weights"
+            "checkpoint: a vision transformer (patch embedding, class token). A plain one with "
+            "timm's or torchvision's names is exported to detectron2's form, which both trainers "
+            "read; others (Swin, names of transformers) are not: load the weights into timm first"
         )
     parts = list(dict.fromkeys(name.split(".")[0] for name in state))
     raise ValueError(f"checkpoint: no ResNet backbone in it; its parts are {_quoted(parts)}")

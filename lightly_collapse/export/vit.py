@@ -32,10 +32,13 @@ _TORCHVISION = (
 _PARTS = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
 _OF_A_BLOCK = {f"{part}.{kind}" for part in _PARTS for kind in ("weight", "bias")}
 _LEFT_OUT = re.compile(
-    r"(?:cls_token|dist_token|reg_token|register_tokens|mask_token|head_dist|heads?|norm|fc_norm)"
-    r"(?:\..*)?"
+    r"(?:cls_token|dist_token|reg_token|register_tokens|mask_token|head_dist|heads?|norm|fc_norm"
+    r"|attn_pool|decoder\w*)(?:\..*)?"
 )
+# FSDP checkpoints of DINOv2 keep the blocks in chunks: blocks.<chunk>.<number in the network>.
+_CHUNK = re.compile(r"\bblocks\.\d+\.(?=\d+\.)")
 _PATCH_SIZE = 16
+_EPSILON = 1e-6
 _PATCH_EMBEDDING = ("patch_embed.proj.weight", "patch_embed.proj.bias")
 
 
@@ -92,7 +95,8 @@ class VisionTransformer:
         left_out: names, as they were given, of the tensors that are not part of `state`.
         candidates: the prefixes of all transformers that were found.
         notes: what was changed on the way.
-        is_checked: whether activation, epsilon and heads were read off a module.
+        is_checked: whether a module's first block was run and computes what ViTDet's does. A state
+            dict does not show heads, activation or the norms' epsilon.
     """
 
     prefix: str
@@ -128,7 +132,8 @@ def find_vit(
     networks = [
         network
         for network in find_networks(own.values(), wanted)
-        if "blocks.0.attn.proj.weight" in network.names.values()
+        # A Swin's stages and an autoencoder's decoder have blocks, but no patch embedding.
+        if {"blocks.0.attn.proj.weight", "patch_embed.proj.weight"} <= {*network.names.values()}
     ]
     if not networks:
         return None
@@ -142,10 +147,15 @@ def find_vit(
     depth = _depth(converted)
     converted["pos_embed"] = _patch_positions(converted, tensors)
     _resize_patches(converted, notes)
-    is_checked = isinstance(source, nn.Module)
-    if isinstance(source, nn.Module):
-        heads = _check_module(source, _original_prefix(network.prefix, state, own)) or heads
     width = converted["patch_embed.proj.weight"].shape[0]
+    is_checked = False
+    if isinstance(source, nn.Module):
+        block = next(n for n in state if own[n] == f"{network.prefix}blocks.0.attn.proj.weight")
+        owner = source.get_submodule(network.prefix.rstrip("."))
+        heads = _check_module(owner) or heads
+        is_checked = _computes_the_same(
+            source.get_submodule(block.rsplit(".", 3)[0]), converted, _heads(width, heads)
+        )
     shape = ViTShape(
         width=width,
         depth=depth,
@@ -168,7 +178,8 @@ def find_vit(
 
 
 def _timm_name(name: str) -> str:
-    """Torchvision's names as timm's, under any prefix; others unchanged."""
+    """Torchvision's and DINOv2's names as timm's, under any prefix; others unchanged."""
+    name = _CHUNK.sub("blocks.", name)
     prefix = re.match(r"^((?:.*?\.)?)(?=conv_proj\.|encoder\.|class_token$)", name)
     before = prefix[1] if prefix else ""
     inner = name[len(before) :]
@@ -177,12 +188,6 @@ def _timm_name(name: str) -> str:
     for pattern, replacement in _TORCHVISION:
         inner = pattern.sub(replacement, inner)
     return before + inner
-
-
-def _original_prefix(prefix: str, state: Mapping[str, Tensor], own: Mapping[str, str]) -> str:
-    return next(
-        name[: len(prefix)] for name in state if own[name] == f"{prefix}blocks.0.attn.proj.weight"
-    )
 
 
 def _split(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], set[str]]:
@@ -299,18 +304,62 @@ def resize_patch_kernel(kernel: Tensor, size: int) -> Tensor:
     return flat.reshape(*kernel.shape[:2], size, size).to(kernel.dtype)
 
 
-def _check_module(source: nn.Module, prefix: str) -> int | None:
+def _check_module(owner: nn.Module) -> int | None:
     """The heads of the module; an error where it computes what ViTDet's form does not."""
-    owner = source.get_submodule(prefix.rstrip("."))
     for name, module in owner.named_modules():
-        if isinstance(module, nn.LayerNorm) and ".norm" in f".{name}" and module.eps != 1e-6:
-            raise ValueError(f"backbone: {name} has epsilon {module.eps}, ViTDet's is 1e-6")
+        if isinstance(module, nn.LayerNorm) and ".norm" in f".{name}" and module.eps != _EPSILON:
+            raise ValueError(f"backbone: {name} has epsilon {module.eps}, ViTDet's is {_EPSILON}")
         if type(module).__name__ in {"QuickGELU", "SiLU", "ReLU"} or (
             isinstance(module, nn.GELU) and module.approximate != "none"
         ):
             raise ValueError(f"backbone: {name} is a {type(module).__name__}, ViTDet's is GELU")
     counts = {heads for module in owner.modules() if isinstance(heads := _heads_of(module), int)}
     return counts.pop() if len(counts) == 1 else None
+
+
+def _computes_the_same(block: nn.Module, state: Mapping[str, Tensor], heads: int) -> bool:
+    """Run the module's first block beside ViTDet's; False where tokens alone do not run it."""
+    parameter = next(block.parameters())
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randn(1, 6, state["blocks.0.norm1.weight"].shape[0], generator=generator)
+    training = {module: module.training for module in block.modules()}
+    try:
+        with torch.no_grad():
+            theirs = block.eval()(tokens.to(parameter.device, parameter.dtype))
+    except (TypeError, ValueError, RuntimeError, AttributeError):
+        return False
+    finally:
+        for module, was_training in training.items():
+            module.training = was_training
+    ours = _first_block(tokens, state, heads)
+    tolerance = 1e-4 if parameter.dtype in (torch.float32, torch.float64) else 5e-2
+    gap = (theirs.float().cpu() - ours).norm() if isinstance(theirs, Tensor) else torch.inf
+    if not gap <= tolerance * ours.norm():
+        raise ValueError(
+            f"backbone: the module's blocks compute something else than a ViT's with {heads} heads "
+            f"and the same weights (norms after the layers, parallel layers, another scale or "
+            f"activation), which ViTDet could not reproduce"
+        )
+    return True
+
+
+def _first_block(x: Tensor, state: Mapping[str, Tensor], heads: int) -> Tensor:
+    """Attention and feed-forward layers after their norms, each added to its input."""
+
+    def layer(name: str, x: Tensor) -> Tensor:
+        return functional.linear(
+            x, state[f"blocks.0.{name}.weight"], state[f"blocks.0.{name}.bias"]
+        )
+
+    def norm(name: str, x: Tensor) -> Tensor:
+        weight, bias = state[f"blocks.0.{name}.weight"], state[f"blocks.0.{name}.bias"]
+        return functional.layer_norm(x, x.shape[-1:], weight, bias, _EPSILON)
+
+    batch, count, width = x.shape
+    qkv = layer("attn.qkv", norm("norm1", x)).reshape(batch, count, 3, heads, width // heads)
+    mixed = functional.scaled_dot_product_attention(*qkv.permute(2, 0, 3, 1, 4))
+    x = x + layer("attn.proj", mixed.transpose(1, 2).reshape(x.shape))
+    return x + layer("mlp.fc2", functional.gelu(layer("mlp.fc1", norm("norm2", x))))
 
 
 def _heads_of(module: nn.Module) -> object:

@@ -144,6 +144,20 @@ def test_refused(one, change, why):
         read_coco("test", one(change), with_masks=True)
 
 
+def test_polygons_stay_polygons_unless_there_are_run_lengths(one):
+    def polygons_only(content):
+        kept = [a for a in content["annotations"] if isinstance(a["segmentation"], list)]
+        size = [content["images"][0][side] for side in ("height", "width")]
+        crowd = {"size": size, "counts": [size[0] * size[1]]}
+        content["annotations"] = [*kept, {**kept[0], "iscrowd": 1, "segmentation": crowd, "id": 99}]
+
+    dataset = read_coco("test", one(polygons_only), with_masks=True)
+    assert dataset.photographs[0].boxes[-1].is_crowd
+    # The crowd's run lengths are not trained on.
+    assert not dataset.has_run_lengths
+    assert read_coco("test", one(), with_masks=True).has_run_lengths
+
+
 def test_malformed_json_and_a_format_without_masks(one, digits_root):
     root = one()
     (root / "annotations" / "test.json").write_text('{"images": [')

@@ -108,6 +108,29 @@ def test_bad_annotation(one_image, xml, why):
         read_voc("train", one_image(xml))
 
 
+def test_images_in_folders_and_of_other_types(tmp_path):
+    pixels = np.full((HEIGHT, WIDTH, 3), 90, np.uint8)
+    boxes = [("größe $1", 1, 1, WIDTH, HEIGHT)]
+    names = ["set 1/a b", "set 1/ünï.code"]
+    for folder in ("Annotations", "JPEGImages"):
+        (tmp_path / folder / "set 1").mkdir(parents=True)
+    write_folder(tmp_path, {name: (pixels, annotation(boxes)) for name in names}, {"train": names})
+    image = tmp_path / "JPEGImages" / f"{names[1]}.jpg"
+    Image.open(image).save(image.with_suffix(".BMP"))
+    image.unlink()
+    xml = annotation(boxes).replace("<size>", "<filename>set 1/ünï.code.BMP</filename><size>")
+    (tmp_path / "Annotations" / f"{names[1]}.xml").write_text(xml)
+    dataset = read_voc("train", tmp_path)
+    assert [photograph.image_id for photograph in dataset.photographs] == names
+    assert dataset.photographs[1].path.name == "ünï.code.BMP"
+    assert dataset.classes == ("größe $1",)
+    # A file name that leads elsewhere is not followed.
+    outside = xml.replace("set 1/", "../../")
+    (tmp_path / "Annotations" / f"{names[1]}.xml").write_text(outside)
+    with pytest.raises(ValueError, match="no file"):
+        read_voc("train", tmp_path)
+
+
 def test_size_left_out_is_the_image_s(one_image):
     for width in (0, ""):
         dataset = read_voc("train", one_image(annotation([("a", 1, 1, 9, 9)], width, width)))
@@ -141,7 +164,10 @@ def test_missing_and_unreadable_files(one_image):
     [
         ("", "is empty"),
         ("\n \n", "is empty"),
-        ("../x\n", "no file name"),
+        ("../x\n", "leads out of the folder"),
+        ("sub/../../x\n", "leads out of the folder"),
+        ("/etc/x\n", "leads out of the folder"),
+        ("..\\x\n", "leads out of the folder"),
         ("image\nimage", "twice"),
     ],
 )

@@ -1,6 +1,7 @@
 """Vision transformers in ViTDet's form: the features of the source, in both trainers' backbones."""
 
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -235,7 +236,34 @@ def test_what_is_refused(change, why):
         find_vit({name: tensor for name, tensor in state.items() if tensor is not None}, heads=4)
 
 
+def test_names_of_training_checkpoints():
+    state = timm_vit(init_values=1e-5).state_dict()
+    plain = find_vit(state, heads=4).state
+    # DINOv2's FSDP checkpoints: block 2 in the second chunk of two.
+    chunked = {
+        re.sub(r"^blocks\.(\d)", lambda m: f"blocks.{int(m[1]) // 2}.{m[1]}", name): tensor
+        for name, tensor in state.items()
+    }
+    assert "blocks.1.2.norm1.weight" in chunked
+    found = find_vit({f"backbone.{name}": tensor for name, tensor in chunked.items()}, heads=4)
+    assert found.prefix == "backbone."
+    assert all(torch.equal(tensor, plain[name]) for name, tensor in found.state.items())
+    # A masked autoencoder's decoder, beside the encoder or as a network of its own.
+    decoder = {
+        f"decoder_blocks.0.{name}": tensor
+        for name, tensor in timm_vit().blocks[0].state_dict().items()
+    }
+    decoder |= {"decoder_pos_embed": torch.zeros(1, 17, 64), "mask_token": torch.zeros(1, 1, 64)}
+    found = find_vit(state | decoder, heads=4)
+    assert set(decoder) < set(found.left_out)
+    inside = {f"vit.{name}": tensor for name, tensor in state.items()}
+    inside |= {f"decoder.{n}": t for n, t in timm_vit().state_dict().items() if "patch" not in n}
+    assert find_vit(inside, heads=4).candidates == ("vit.",)
+
+
 def test_modules_that_compute_something_else():
+    with pytest.raises(ValueError, match="compute something else than a ViT's with 4 heads"):
+        find_vit(timm_vit(block_fn=timm.models.vision_transformer.ResPostBlock))
     with pytest.raises(ValueError, match="epsilon 1e-05"):
         find_vit(timm_vit(norm_layer=torch.nn.LayerNorm))
     with pytest.raises(ValueError, match="ViTDet's is GELU"):
@@ -243,3 +271,5 @@ def test_modules_that_compute_something_else():
     with pytest.raises(ValueError, match="cannot be split into"):
         find_vit(timm_vit(embed_dim=60).state_dict())
     assert find_vit(torchvision.models.resnet18()) is None
+    # Stages of blocks without a patch embedding of their own.
+    assert find_vit(timm.create_model("swin_tiny_patch4_window7_224")) is None
