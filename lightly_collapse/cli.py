@@ -8,6 +8,7 @@ checked.
 import argparse
 import importlib
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,19 @@ from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
 from typing_extensions import override
 
 from lightly_collapse import __version__
-from lightly_collapse._arguments import Parameter, check, read_signature, read_summary
+from lightly_collapse._arguments import check
+from lightly_collapse._combinations import (
+    check_compare,
+    check_demo,
+    check_embeddings,
+    check_export,
+    check_measure,
+    check_predict,
+    check_probe,
+    check_toy,
+)
+from lightly_collapse._names import check_choice, suggestion
+from lightly_collapse._signatures import Parameter, read_signature, read_summary
 
 _DESCRIPTION = "Prevent, measure, explain and transfer dimensional collapse."
 
@@ -33,6 +46,7 @@ class Verb:
         positional: parameters that are given without an option.
         options: names of options that are not those of the parameters.
         words: whether the function has a parser of its own and takes the words as they are.
+        check: raises a ValueError where arguments do not go together; called before the import.
         complete: adds arguments that the given ones imply.
     """
 
@@ -41,6 +55,7 @@ class Verb:
     positional: Sequence[str] = ()
     options: Mapping[str, str] = field(default_factory=dict)
     words: bool = False
+    check: Callable[..., None] | None = None
     complete: Callable[[dict[str, Any]], None] | None = None
 
     @property
@@ -69,22 +84,49 @@ def _with_pretraining(given: dict[str, Any]) -> None:
         given["pretraining"] = pretraining_images(checkpoint)
 
 
+def _check_pretrain(words: Sequence[str]) -> None:
+    from lightly_collapse.pretrain.checks import check_words  # noqa: PLC0415
+
+    check_words(words)
+
+
+def _check_sweep(path: str, **_: Any) -> None:
+    from lightly_collapse.pretrain.configs import find_config  # noqa: PLC0415
+
+    find_config(path, "sweep")
+
+
 VERBS = {
-    "demo": Verb("lightly_collapse.pretrain.demo.run", "demo"),
-    "pretrain": Verb("lightly_collapse.pretrain.command", "pretrain", words=True),
-    "probe": Verb("lightly_collapse.pretrain.evaluate", "probe"),
-    "sweep": Verb("lightly_collapse.pretrain.sweep", "sweep", ["path"], {"overrides": "set"}),
-    "measure": Verb(
-        "lightly_collapse.report.command", "measure_command", complete=_with_pretraining
+    "demo": Verb("lightly_collapse.pretrain.demo.run", "demo", check=check_demo),
+    "pretrain": Verb(
+        "lightly_collapse.pretrain.command", "pretrain", words=True, check=_check_pretrain
     ),
-    "compare": Verb("lightly_collapse.report.command", "compare_command", ["reports"]),
-    "predict": Verb("lightly_collapse.report.predict", "predict"),
-    "toy": Verb("lightly_collapse.report.toy", "toy", ["experiment"]),
-    "export": Verb("lightly_collapse.export.command", "export"),
+    "probe": Verb("lightly_collapse.pretrain.evaluate", "probe", check=check_probe),
+    "sweep": Verb(
+        "lightly_collapse.pretrain.sweep",
+        "sweep",
+        ["path"],
+        {"overrides": "set"},
+        check=_check_sweep,
+    ),
+    "measure": Verb(
+        "lightly_collapse.report.command",
+        "measure_command",
+        check=check_measure,
+        complete=_with_pretraining,
+    ),
+    "compare": Verb(
+        "lightly_collapse.report.command", "compare_command", ["reports"], check=check_compare
+    ),
+    "predict": Verb("lightly_collapse.report.predict", "predict", check=check_predict),
+    "toy": Verb("lightly_collapse.report.toy", "toy", ["experiment"], check=check_toy),
+    "export": Verb("lightly_collapse.export.command", "export", check=check_export),
 }
 """The verbs by name."""
 
-_EMBEDDINGS = Verb("lightly_collapse.report.embeddings_command", "embeddings_command")
+_EMBEDDINGS = Verb(
+    "lightly_collapse.report.embeddings_command", "embeddings_command", check=check_embeddings
+)
 
 
 def _verbs(words: Sequence[str]) -> Mapping[str, Verb]:
@@ -138,8 +180,9 @@ def _explained(error: BaseException) -> tuple[int, str]:
         return 130, "interrupted"
     if isinstance(error, (ValueError, OSError)):
         return 2, f"error: {error}"
-    if isinstance(error, MemoryError):
-        return 2, "error: not enough memory: take fewer or smaller images"
+    # torch's own, on a GPU and on the CPU, are no MemoryError.
+    if isinstance(error, MemoryError) or re.search(r"out of memory|not enough memory", str(error)):
+        return 2, "error: not enough memory: take smaller batches, or fewer or smaller images"
     return 1, (
         f"unexpected error, {type(error).__name__}: {error}; this should not happen: please "
         "report it together with what the same command prints with --debug"
@@ -148,19 +191,40 @@ def _explained(error: BaseException) -> tuple[int, str]:
 
 def _run(words: Sequence[str]) -> None:
     if words and words[0] in VERBS and VERBS[words[0]].words:
-        VERBS[words[0]].load()(words[1:])
+        verb = VERBS[words[0]]
+        if verb.check is not None:
+            verb.check(words[1:])
+        verb.load()(words[1:])
         return
-    given = vars(_parser(words).parse_args(words))
+    if words and not words[0].startswith("-"):
+        check_choice("verb", words[0], VERBS)
+    given = _parse(words)
     verb = _verbs(words)[given.pop("verb")]
     parameters = verb.parameters()
     for name, value in given.items():
         check(name, parameters[name].annotation, value)
+    if verb.check is not None:
+        verb.check(**given)
     if verb.complete is not None:
         verb.complete(given)
     verb.load()(**given)
 
 
-def _parser(words: Sequence[str]) -> _Parser:
+def _parse(words: Sequence[str]) -> dict[str, Any]:
+    """The arguments by name, and the verb."""
+    parser, subparsers = _parsers(words)
+    given, unknown = parser.parse_known_args(words)
+    if unknown:
+        # Only what begins as an option can be a misspelt one.
+        options = [o for o in subparsers[given.verb].format_usage().split() if o.startswith("[--")]
+        known = [option.strip("[]") for option in options]
+        near = suggestion(unknown[0], known) if unknown[0].startswith("--") else ""
+        raise _UsageError(f"unrecognized arguments: {' '.join(unknown)}{near}")
+    return vars(given)
+
+
+def _parsers(words: Sequence[str]) -> tuple[_Parser, dict[str, argparse.ArgumentParser]]:
+    """The parser, and those of the verbs by name."""
     parser = _Parser(
         prog="lightly-collapse",
         description=_DESCRIPTION,
@@ -178,7 +242,7 @@ def _parser(words: Sequence[str]) -> _Parser:
         if name in words and not verb.words:
             for parameter in verb.parameters().values():
                 _add_argument(sub, verb, parameter)
-    return parser
+    return parser, verbs.choices
 
 
 def _add_argument(parser: argparse.ArgumentParser, verb: Verb, parameter: Parameter) -> None:

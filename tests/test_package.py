@@ -15,7 +15,10 @@ ROOT = PACKAGE.parent
 
 # A part may import itself and what stands lower; parts on one level know nothing of each other.
 LEVEL = {
-    "_arguments": -1,
+    "_names": -3,
+    "_arguments": -2,
+    "_combinations": -1,
+    "_signatures": -1,
     "_checks": -1,
     "_distributed": -1,
     "_layers": -1,

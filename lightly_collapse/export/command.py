@@ -2,19 +2,20 @@
 
 from typing import Literal
 
-from lightly_collapse._arguments import Checkpoint, validated
+from lightly_collapse._arguments import Checkpoint, Count, OutputFile, validated
+from lightly_collapse._combinations import check_export
 from lightly_collapse.export.write import to_detectron2, to_torchvision
 
 
 @validated
 def export(
     checkpoint: Checkpoint,
-    output: str,
+    output: OutputFile,
     to: Literal["detectron2", "torchvision"] = "detectron2",
     prefix: str | None = None,
     pixel_mean: tuple[float, float, float] | None = None,
     pixel_std: tuple[float, float, float] | None = None,
-    heads: int | None = None,
+    heads: Count | None = None,
 ) -> None:
     """Write a checkpoint's ResNet or ViT for detectron2, with the configuration that fits it.
 
@@ -31,9 +32,8 @@ def export(
         ValueError: if the checkpoint holds no such backbone, or an argument is wrong.
         OSError: if a file cannot be read or written.
     """
+    check_export(output, to, pixel_mean=pixel_mean, pixel_std=pixel_std, heads=heads)
     if to == "torchvision":
-        if pixel_mean or pixel_std or heads:
-            raise ValueError("pixel_mean, pixel_std and heads have no place in a plain state dict")
         written = to_torchvision(checkpoint, output, prefix)
     else:
         written = to_detectron2(

@@ -140,6 +140,8 @@ def to_detectron2(
     if isinstance(backbone, VisionTransformer):
         arrays = {f"backbone.net.{n}": tensor.numpy() for n, tensor in backbone.state.items()}
     else:
+        if heads is not None:
+            raise ValueError(f"heads has no effect on a ResNet, got {heads}")
         backbone = find_backbone(source, prefix)
         arrays = rename_forward(backbone.state)
     content: dict[str, Any] = {"__author__": "lightly-collapse", "matching_heuristics": True}

@@ -1,7 +1,7 @@
 """Backbones by name: torchvision's models, scaled ResNets and ViTs, and timm's models."""
 
+import warnings
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any, Literal
 
 import torchvision
@@ -9,6 +9,7 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.models.vision_transformer import VisionTransformer
 
+from lightly_collapse._names import check_arch
 from lightly_collapse.io.wide_resnet import WideResNet
 
 _RESNETS: dict[str, tuple[type[BasicBlock | Bottleneck], list[int]]] = {
@@ -162,7 +163,10 @@ def _check_plain(settings: BackboneSettings) -> None:
 
 def _torchvision(name: str, options: dict[str, Any]) -> nn.Module:
     """A classification model whose last linear layer is replaced by the identity."""
-    model: nn.Module = torchvision.models.get_model(name, weights=None, **options)
+    with warnings.catch_warnings():
+        # Of two models, that a later version starts from other random weights.
+        warnings.filterwarnings("ignore", "The default weight initialization", FutureWarning)
+        model: nn.Module = torchvision.models.get_model(name, weights=None, **options)
     last = [child for child, layer in model.named_modules() if isinstance(layer, nn.Linear)]
     if last and last[-1].startswith(("fc", "classifier", "head")):
         parent, _, child = last[-1].rpartition(".")
@@ -173,21 +177,10 @@ def _torchvision(name: str, options: dict[str, Any]) -> nn.Module:
 
 
 def _timm(name: str, options: dict[str, Any]) -> nn.Module:
-    model_name = name.removeprefix("timm/")
-    if find_spec("timm") is None:
-        raise ValueError(
-            f"arch must be a model of torchvision, such as resnet50, got {name!r}; for timm's "
-            "models: pip install 'lightly-collapse[timm]'"
-        )
+    check_arch("arch", name)
     import timm  # noqa: PLC0415
 
-    if not timm.is_model(model_name):
-        near = timm.list_models(f"*{model_name.split('_', maxsplit=1)[0]}*")[:5]
-        raise ValueError(
-            "arch must be a model of torchvision or timm (timm/<name>), or one of "
-            f"{', '.join(BACKBONES)}, got {name!r}"
-            + (f"; timm has {', '.join(near)}" if near else "")
-        )
+    model_name = name.removeprefix("timm/")
     model: nn.Module = timm.create_model(model_name, pretrained=False, num_classes=0, **options)
     width: Any = getattr(model, "head_hidden_size", None) or model.num_features
     model.feature_dim = width

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torchvision.transforms import v2
 from typing_extensions import override
 
-from lightly_collapse._arguments import Count, ImageSize, Natural, validated
+from lightly_collapse._arguments import Count, ImageSize, Workers, validated
 from lightly_collapse.io.digits import digit_colours, digit_scans
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
@@ -172,7 +172,7 @@ class ImageFolderLoader:
         folder: str | os.PathLike[str],
         size: ImageSize = 224,
         batch_size: Count = 64,
-        workers: Natural = 0,
+        workers: Workers = 0,
         limit: Count | None = None,
         normalization: Normalization = IMAGENET,
         seed: int = 0,
@@ -185,7 +185,7 @@ class ImageFolderLoader:
         self._loader = DataLoader(
             _Prepared(files, size, normalization),
             batch_size=batch_size,
-            num_workers=workers,
+            num_workers=min(workers, -(-len(files) // batch_size)),
             collate_fn=_collate,
         )
 

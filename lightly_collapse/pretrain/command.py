@@ -19,17 +19,12 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from typing_extensions import override
 
 from lightly_collapse.io.files import atomic_write, check_writable_folder
-from lightly_collapse.pretrain import data, methods
+from lightly_collapse.pretrain import data, methods  # noqa: F401  found by their names
 from lightly_collapse.pretrain.checkpoint import AtomicCheckpointIO, check_checkpoint
+from lightly_collapse.pretrain.checks import check_config, check_words
 from lightly_collapse.pretrain.configs import LIST_CONFIGS, list_configs, split_config
 from lightly_collapse.pretrain.data.base import PretrainData
 from lightly_collapse.pretrain.methods.base import Method
-
-METHODS = tuple(methods.__all__)
-"""The methods by their names on the command line."""
-
-DATA = tuple(data.__all__)
-"""The data modules by their names on the command line."""
 
 
 class _PretrainCLI(LightningCLI):
@@ -71,7 +66,7 @@ class _PretrainCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, and check what Lightning would refuse late or in words of its own."""
         super().parse_arguments(parser, args)
-        check_settings(self.config)
+        check_config(self.config)
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -94,45 +89,6 @@ class _PretrainCLI(LightningCLI):
             settings["logger"] = TensorBoardLogger(folder, name=None, version="tensorboard")
         settings["default_root_dir"] = settings.get("default_root_dir") or str(folder)
         return Trainer(**settings)
-
-
-_AT_LEAST = {
-    "max_epochs": -1,
-    "max_steps": -1,
-    "accumulate_grad_batches": 1,
-    "check_val_every_n_epoch": 1,
-    "log_every_n_steps": 0,
-}
-_PROFILERS = ("simple", "advanced", "pytorch", "xla")
-
-
-def check_settings(config: Any) -> None:
-    """Refuse settings of the trainer and the seed that are out of range.
-
-    Args:
-        config: the parsed configuration.
-
-    Raises:
-        ValueError: naming the setting, its value and what is needed.
-    """
-    seed = config["seed_everything"]
-    if not isinstance(seed, bool) and not 0 <= int(seed) < 2**32:
-        raise ValueError(f"seed_everything must be in [0, 2^32), got {seed}")
-    trainer = config["trainer"]
-    for name, least in _AT_LEAST.items():
-        value = trainer.get(name)
-        if value is not None and value < least:
-            raise ValueError(f"trainer.{name} must be at least {least}, got {value}")
-    for name in ("limit_train_batches", "val_check_interval"):
-        value = trainer.get(name)
-        if isinstance(value, int | float) and not value > 0:
-            raise ValueError(f"trainer.{name} must be positive, got {value}")
-    devices = trainer.get("devices")
-    if devices in (0, "0") or (str(devices) == "-1" and trainer.get("accelerator") == "cpu"):
-        raise ValueError(f"trainer.devices must name at least one device, got {devices}")
-    profiler = trainer.get("profiler")
-    if isinstance(profiler, str) and profiler not in _PROFILERS:
-        raise ValueError(f"trainer.profiler must be one of {', '.join(_PROFILERS)}, got {profiler}")
 
 
 @contextmanager
@@ -172,14 +128,14 @@ def pretrain(arguments: Sequence[str] | Mapping[str, Any]) -> Trainer:
         OSError: if something cannot be read or written.
     """
     if isinstance(arguments, Mapping):
-        check_classes(arguments, [])
+        check_config(arguments)
         parsed: list[str] | dict[str, Any] = dict(arguments)
     else:
         if LIST_CONFIGS in arguments:
             print("\n".join(list_configs("pretrain")))
             sys.exit()
+        check_words(arguments)
         config, rest = split_config(arguments)
-        check_classes(config, rest)
         parsed = ["--config", yaml.safe_dump(config, sort_keys=False), *rest] if config else rest
     try:
         with warnings.catch_warnings(), _quiet():
@@ -204,24 +160,6 @@ def pretrain(arguments: Sequence[str] | Mapping[str, Any]) -> Trainer:
     except MisconfigurationException as error:
         raise ValueError(f"trainer: {error}") from error
     return trainer
-
-
-def check_classes(config: Mapping[str, Any], words: Sequence[str]) -> None:
-    """Refuse an unknown method or data module by name, before the parser sees it.
-
-    Raises:
-        ValueError: naming those that are known.
-    """
-    for key, known in (("model", METHODS), ("data", DATA)):
-        part = config.get(key)
-        chosen = part.get("class_path") if isinstance(part, Mapping) else part
-        for i, word in enumerate(words):
-            name, equals, value = word.partition("=")
-            if name in (f"--{key}", f"--{key}.class_path"):
-                chosen = value if equals else next(iter(words[i + 1 :]), None)
-        # A dotted path names a class of the user's own.
-        if isinstance(chosen, str) and "." not in chosen and chosen not in known:
-            raise ValueError(f"{key} must be one of {', '.join(known)}, got {chosen}")
 
 
 def _checkpoint(cli: _PretrainCLI, folder: Path) -> str | None:

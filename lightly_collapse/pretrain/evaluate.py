@@ -17,18 +17,20 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightly_collapse._arguments import (
+    Arch,
     Checkpoint,
     Count,
     Device,
     ImageSize,
     InputFile,
-    Natural,
     OutputFolder,
     PositiveFloat,
     Seed,
     Share,
+    Workers,
     validated,
 )
+from lightly_collapse._combinations import check_probe
 from lightly_collapse.io.devices import find_device
 from lightly_collapse.io.files import atomic_write, check_writable_folder
 from lightly_collapse.io.images import Preparation
@@ -59,11 +61,11 @@ def probe(
     crops: bool = True,
     dimensions: Count | None = None,
     chosen: Literal["first", "random"] = "first",
-    arch: str | None = None,
+    arch: Arch | None = None,
     prefix: str | None = None,
     image_size: ImageSize | None = None,
     batch_size: Count | None = None,
-    workers: Natural = 0,
+    workers: Workers = 0,
     device: Device = "auto",
     seed: Seed = 0,
     output: OutputFolder | None = None,
@@ -108,13 +110,8 @@ def probe(
         ValueError: if an argument, the checkpoint or the data is at fault.
         OSError: if something cannot be read or written.
     """
-    if data is not None and config is not None:
-        raise ValueError("give --data or --config, not both")
-    if data is not None and data != "digits" and not Path(data).is_dir():
-        raise ValueError(f"data must be `digits` or a folder that holds train and val, got {data}")
+    check_probe(checkpoint, data, config, workers, protocol, dimensions, epochs=epochs)
     beside = Path(checkpoint).parent / "config.yaml"
-    if data is None and config is None and not beside.is_file():
-        raise ValueError(f"--data or --config must say what to probe on: {beside} does not exist")
     target = find_device(device)
     loaded = load_model(arch, checkpoint, prefix=prefix)
     settings = _data_settings(config or beside) if config or beside.is_file() else None

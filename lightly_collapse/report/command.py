@@ -10,6 +10,7 @@ from rich.console import Console
 from torch import nn
 
 from lightly_collapse._arguments import (
+    Arch,
     AtLeastTwo,
     Checkpoint,
     Count,
@@ -17,12 +18,13 @@ from lightly_collapse._arguments import (
     ImageData,
     ImageSize,
     InputFile,
-    Natural,
     OutputFolder,
     Seed,
     Share,
+    Workers,
     validated,
 )
+from lightly_collapse._combinations import check_measure
 from lightly_collapse.functional.intrinsic_dimension import DEFAULT_LID_K
 from lightly_collapse.functional.spectrum import DEFAULT_RTOL
 from lightly_collapse.io.devices import find_device
@@ -38,12 +40,13 @@ from lightly_collapse.report.feature_pass import EmptyDataError
 from lightly_collapse.report.measure import measure
 from lightly_collapse.report.pages.figures import to_png
 
+_BATCH_SIZE = 64
 _NAMES_SHOWN = 5
 
 
 @validated
 def measure_command(
-    arch: str | None = None,
+    arch: Arch | None = None,
     data: ImageData | None = None,
     checkpoint: Checkpoint | None = None,
     prefix: str | None = None,
@@ -52,8 +55,8 @@ def measure_command(
     rtol: Share = DEFAULT_RTOL,
     lid_k: AtLeastTwo = DEFAULT_LID_K,
     image_size: ImageSize | None = None,
-    batch_size: Count = 64,
-    workers: Natural = 0,
+    batch_size: Count | None = None,
+    workers: Workers = 0,
     limit: Count | None = None,
     device: Device = "auto",
     seed: Seed = 0,
@@ -79,7 +82,7 @@ def measure_command(
         lid_k: neighbours of the local intrinsic dimensionality.
         image_size: height and width in pixels; by default the model's, in the pretraining or as
             published, and 32 for digits and a model that takes any.
-        batch_size: images a batch.
+        batch_size: images a batch; 64 by default.
         workers: processes that read images.
         limit: measure at most so many images.
         device: auto, cpu, cuda, cuda:N or mps.
@@ -96,10 +99,11 @@ def measure_command(
             or no image can be read.
         OSError: if a file cannot be read or written.
     """
-    if arch is None and checkpoint is None:
-        raise ValueError("give --arch, --checkpoint or both, to say what is measured")
-    if data is None and checkpoint is None:
-        raise ValueError("give --data, a folder of images or `digits`")
+    check_measure(
+        arch, data, checkpoint, prefix, workers,
+        limit=limit, batch_size=batch_size, image_size=image_size,
+    )  # fmt: skip
+    batch_size = batch_size or _BATCH_SIZE
     target = find_device(device)
     folder = check_writable_folder(output)
     torch.manual_seed(seed)
@@ -175,8 +179,6 @@ def _loader(
                 "give --data, a folder of images or `digits`: there is no config.yaml of a "
                 "pretraining beside the checkpoint"
             )
-        if limit is not None:
-            raise ValueError("limit has no effect without --data, on the pretraining's images")
         return how.held_out()
     if data == "digits":
         return digits_loader(how.image_size, batch_size, limit, how.normalization)

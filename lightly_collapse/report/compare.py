@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from matplotlib.figure import Figure
 
+from lightly_collapse._combinations import check_compare
 from lightly_collapse.io.files import atomic_write
 from lightly_collapse.report.collapse_report import CollapseReport
 from lightly_collapse.report.pages.measure import compare_page, compare_plot
@@ -59,9 +60,8 @@ def compare(reports: Sequence[CollapseReport | str | os.PathLike[str]]) -> Compa
             dimensions with different tolerances.
         OSError: if a file cannot be read.
     """
+    check_compare(reports)
     loaded = [r if isinstance(r, CollapseReport) else CollapseReport.load(r) for r in reports]
-    if len(loaded) < 2:
-        raise ValueError(f"reports must be two or more to compare, got {len(loaded)}")
     tolerances = sorted({r.settings["collapse_rtol"] for r in loaded})
     if len(tolerances) > 1:
         raise ValueError(

@@ -2,7 +2,15 @@
 
 from rich.console import Console
 
-from lightly_collapse._arguments import AtLeastTwo, OutputFolder, Seed, Share, validated
+from lightly_collapse._arguments import (
+    AtLeastTwo,
+    EmbeddingFiles,
+    OutputFolder,
+    Seed,
+    Share,
+    validated,
+)
+from lightly_collapse._combinations import check_embeddings
 from lightly_collapse.functional.intrinsic_dimension import DEFAULT_LID_K
 from lightly_collapse.functional.spectrum import DEFAULT_RTOL
 from lightly_collapse.io.files import atomic_write, check_writable_folder
@@ -13,7 +21,7 @@ from lightly_collapse.report.pages.figures import to_png
 
 @validated
 def embeddings_command(
-    embeddings: str,
+    embeddings: EmbeddingFiles,
     column: str | None = None,
     labels_column: str | None = None,
     group_by: str | None = None,
@@ -52,6 +60,7 @@ def embeddings_command(
         ValueError: as `measure_embeddings`, or if a package that is needed is not installed.
         OSError: if a file cannot be read or written.
     """
+    check_embeddings(engine, address)
     folder = check_writable_folder(output)
     try:
         report = measure_embeddings(

@@ -11,6 +11,7 @@ from rich.table import Table
 from torch import Tensor
 
 from lightly_collapse._arguments import (
+    Arch,
     AtLeastTwo,
     Checkpoint,
     Count,
@@ -24,6 +25,7 @@ from lightly_collapse._arguments import (
     Seed,
     validated,
 )
+from lightly_collapse._combinations import check_predict
 from lightly_collapse.functional.spectrum import DEFAULT_RTOL
 from lightly_collapse.io.files import atomic_write, check_writable_folder
 from lightly_collapse.io.images import IMAGENET, load_images
@@ -90,7 +92,7 @@ def predict(
     size: ImageSize = 32,
     images: AtLeastTwo = 1000,
     views: AtLeastTwo = 8,
-    arch: str | None = None,
+    arch: Arch | None = None,
     checkpoint: Checkpoint | None = None,
     pool: Count | None = None,
     width: Count | None = None,
@@ -132,13 +134,10 @@ def predict(
             the checkpoint does not fit.
         OSError: if a file cannot be read or written.
     """
-    if learning_rate is not None and not training_steps:
-        raise ValueError("learning_rate has an effect with training_steps only, got 0 of them")
+    check_predict(arch, checkpoint, pool, size, training_steps, learning_rate)
     side = min(pool or _POOL, size)
     features, encoder = 3 * side**2, None
     if arch is not None or checkpoint is not None:
-        if pool is not None:
-            raise ValueError("pool is for pixels and has no effect with arch or checkpoint")
         features, encoder = _encoder(arch, checkpoint)
     # Covariances, their eigenvectors and the landscape's weights, in float64.
     require_memory(

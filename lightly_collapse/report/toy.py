@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from lightly_collapse._arguments import Count, NonNegativeFloat, OutputFolder, Seed, validated
+from lightly_collapse._combinations import check_toy
 from lightly_collapse.io.files import atomic_write, check_writable_folder
 from lightly_collapse.report.pages.figures import to_png, to_svg
 from lightly_collapse.report.pages.shell import render
@@ -37,14 +38,6 @@ _Content = dict[str, Any]  # title, verdict, figures (figure, caption, descripti
 Experiment = Literal["strong-augmentation", "implicit-regularization", "landscape", "digits"]
 EXPERIMENTS: tuple[Experiment, ...] = get_args(Experiment)
 """Names for `toy`."""
-
-# The options that an experiment has beside its seed.
-_OPTIONS: dict[Experiment, set[str]] = {
-    "strong-augmentation": {"runs", "noise", "steps"},
-    "implicit-regularization": {"runs", "noise", "steps"},
-    "landscape": set(),
-    "digits": {"steps"},
-}
 
 
 @validated
@@ -75,10 +68,7 @@ def toy(
         ValueError: if an argument is out of its range or without effect in the experiment.
         OSError: if the folder cannot be written.
     """
-    given = {"runs": runs, "noise": noise, "steps": steps}
-    for name, value in given.items():
-        if value is not None and name not in _OPTIONS[experiment]:
-            raise ValueError(f"{name} has no effect in the experiment {experiment}, got {value}")
+    check_toy(experiment, runs=runs, noise=noise, steps=steps)
     console = console or Console()
     folder = check_writable_folder(output)
     options = {

@@ -13,7 +13,8 @@ from pytorch_lightning import Callback
 
 from lightly_collapse.cli import main
 from lightly_collapse.io.checkpoints import read_checkpoint
-from lightly_collapse.pretrain.command import DATA, METHODS, pretrain
+from lightly_collapse.pretrain.checks import DATA, METHODS
+from lightly_collapse.pretrain.command import pretrain
 
 SMALL = [
     *("--trainer.accelerator", "cpu", "--trainer.devices", "1"),
@@ -202,8 +203,8 @@ class PoisonLast(Callback):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--model", "Nonsense"], [*METHODS, "got Nonsense"]),
-        (["--model", "SimCLR", "--data", "Nonsense"], [*DATA, "got Nonsense"]),
+        (["--model", "Nonsense"], [*METHODS, "'Nonsense'"]),
+        (["--model", "SimCLR", "--data", "Nonsense"], [*DATA, "'Nonsense'"]),
         (
             ["--model", "SimCLR", "--model.backbone.name", "resnet19"],
             ["resnet18", "vit_base", "timm/", "'resnet19'"],

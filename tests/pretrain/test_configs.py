@@ -7,7 +7,8 @@ import torch
 import yaml
 from PIL import Image
 
-from lightly_collapse.pretrain.command import METHODS, pretrain
+from lightly_collapse.pretrain.checks import METHODS
+from lightly_collapse.pretrain.command import pretrain
 from lightly_collapse.pretrain.configs import find_config, list_configs, load_config, split_config
 
 FOLDER = Path(__file__).parents[2] / "configs/pretrain"

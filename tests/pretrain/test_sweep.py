@@ -10,7 +10,8 @@ import yaml
 from lightly_collapse.cli import main
 from lightly_collapse.io.models import load_model
 from lightly_collapse.pretrain import sweep as module
-from lightly_collapse.pretrain.command import METHODS, pretrain
+from lightly_collapse.pretrain.checks import METHODS
+from lightly_collapse.pretrain.command import pretrain
 from lightly_collapse.pretrain.sweep import COLUMNS, read_sweep, summarize, sweep
 
 SWEEPS = sorted((Path(__file__).parents[2] / "configs/sweep").glob("*.yaml"))

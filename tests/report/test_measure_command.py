@@ -101,8 +101,8 @@ def test_measure_and_compare_from_the_command_line(folder, tmp_path, backbone, c
         (["--arch", "resnet18", "--data", "digits", "--layers", "layer9"], "got 'layer9'"),
         (["--arch", "resnet18", "--data", "digits", "--batch-size", "0"], "batch_size must be"),
         (
-            ["--arch", "resnet18", "--data", "digits", "--device", "abacus"],
-            "device 'abacus' cannot be used on this machine",
+            ["--arch", "resnet18", "--data", "digits", "--device", "hpu"],
+            "device 'hpu' cannot be used on this machine",
         ),
     ],
 )

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from lightly_collapse import __version__
 from lightly_collapse._arguments import Count, OutputFolder, Seed, validated
+from lightly_collapse._combinations import check_demo
 from lightly_collapse.io.digits import DigitsSplit, digits_split
 from lightly_collapse.io.files import atomic_write, check_writable_folder
 from lightly_collapse.pretrain.demo.methods import (
@@ -113,15 +114,8 @@ def demo(
 
 
 def _check_methods(methods: Sequence[str]) -> list[str]:
-    names = list(dict.fromkeys(name for word in methods for name in word.split(",") if name))
-    if not names:
-        raise ValueError(f"methods must name at least one of {', '.join(METHODS)}")
-    unknown = [name for name in names if name not in METHODS]
-    if unknown:
-        raise ValueError(
-            f"methods must be out of {', '.join(METHODS)}, got {', '.join(map(repr, unknown))}"
-        )
-    return names
+    check_demo(methods)
+    return list(dict.fromkeys(name for word in methods for name in word.split(",") if name))
 
 
 def _run_all(
