@@ -13,7 +13,7 @@ from lightly_collapse._names import check_choice, read_names
 
 _TOY_OPTIONS = {
     "strong-augmentation": {"runs", "noise", "steps"},
-    "implicit-regularization": {"runs", "noise", "steps"},
+    "implicit-regularization": {"runs", "noise", "steps", "layers", "relu"},
     "landscape": set[str](),
     "digits": {"steps"},
 }
@@ -138,7 +138,7 @@ def check_toy(experiment: str, **options: Any) -> None:
     Raises:
         ValueError: if one has no effect in the experiment.
     """
-    for name in ("runs", "noise", "steps"):
+    for name in ("runs", "noise", "steps", "layers", "relu"):
         if options.get(name) is not None and name not in _TOY_OPTIONS[experiment]:
             raise ValueError(
                 f"{name} has no effect in the experiment {experiment}, got {options[name]}"

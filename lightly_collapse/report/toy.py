@@ -17,11 +17,13 @@ from lightly_collapse.report.pages.figures import to_png, to_svg
 from lightly_collapse.report.pages.shell import render
 from lightly_collapse.report.pages.toy import (
     alignment_figure,
+    amplitudes_figure,
     answer_figure,
     comparison_figure,
     landscape_figure,
     layers_figure,
     spectra_figure,
+    weights_figure,
 )
 from lightly_collapse.theory import (
     LinearDynamics,
@@ -40,6 +42,12 @@ EXPERIMENTS: tuple[Experiment, ...] = get_args(Experiment)
 """Names for `toy`."""
 
 
+_AMPLITUDES = (0.1, 0.5, 1.0, 1.5)
+"""Standard deviations of the noise whose weights are shown beside one another."""
+
+_COUNTS = {1: "one", 2: "two", 3: "three", 4: "four"}
+
+
 @validated
 def toy(
     experiment: Experiment,
@@ -48,6 +56,8 @@ def toy(
     seed: Seed = 0,
     noise: NonNegativeFloat | None = None,
     steps: Count | None = None,
+    layers: Count | None = None,
+    relu: bool | None = None,
     output: OutputFolder = "collapse-toy",
     console: Console | None = None,
 ) -> None:
@@ -61,6 +71,8 @@ def toy(
         seed: the first.
         noise: standard deviation of the augmentation in the first two; the papers' by default.
         steps: of SGD, not in the landscape; the papers' by default.
+        layers: of the network of implicit-regularization; 2 by default.
+        relu: put ReLUs between them; none by default.
         output: folder for the files; made if missing.
         console: where to print; standard output by default.
 
@@ -68,12 +80,11 @@ def toy(
         ValueError: if an argument is out of its range or without effect in the experiment.
         OSError: if the folder cannot be written.
     """
-    check_toy(experiment, runs=runs, noise=noise, steps=steps)
+    given = {"runs": runs, "noise": noise, "steps": steps, "layers": layers, "relu": relu}
+    check_toy(experiment, **given)
     console = console or Console()
     folder = check_writable_folder(output)
-    options = {
-        name: value for name, value in (("noise", noise), ("steps", steps)) if value is not None
-    }
+    options = {k: value for k, value in given.items() if k != "runs" and value is not None}
     seeds = range(seed, seed + (runs or 5))
     start = time.perf_counter()
     columns = (TextColumn(experiment), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
@@ -109,6 +120,14 @@ def _strong_augmentation(seeds: range, options: dict[str, Any], progress: _Progr
     # Often enough to see the first moments, in which the closed form holds.
     run = strong_augmentation_dynamics(**options, record_every=10, seeds=seeds, progress=progress)
     noise = float(options.get("noise", 1.5))
+    amplitudes = {noise: run.singular_values[0][-1, 0]}
+    rest = {k: value for k, value in options.items() if k != "noise"}
+    for strength in _AMPLITUDES:
+        if strength not in amplitudes:
+            other = strong_augmentation_dynamics(
+                strength, **rest, record_every=int(run.steps[-1]), seeds=seeds[:1]
+            )
+            amplitudes[strength] = other.singular_values[0][-1, 0]
     c = torch.cat([torch.zeros(8), torch.full((8,), noise**2)]).diag()
     landscape = QuarticLandscape.from_covariances(torch.eye(16), c)
     predicted = landscape.whitened_eigenvalues[-1] ** 2 / landscape.whitened_eigenvalues[0] ** 2
@@ -134,6 +153,11 @@ def _strong_augmentation(seeds: range, options: dict[str, Any], progress: _Progr
             "(dashed), the closed form with X as it is at the start. It holds for the first "
             "moments, and shows from there which directions lose: X is negative along the noise.",
         ),
+        (
+            amplitudes_figure(amplitudes),
+            "Singular values of the layer at the end, first seed, at several strengths of the "
+            "augmentation: the stronger, the smaller those of the augmented directions.",
+        ),
     ]
     return _content("Strong augmentation collapses what it randomises", verdict, figures, run)
 
@@ -142,30 +166,51 @@ def _implicit_regularization(
     seeds: range, options: dict[str, Any], progress: _Progress
 ) -> _Content:
     run = implicit_regularization_dynamics(**options, seeds=seeds, progress=progress)
-    final, predicted = run.spectrum[-1].log(), 4 * run.closed_form[-1, 0].log()
+    final = run.spectrum[-1].clamp(min=1e-38).log()
+    what = f"{_COUNTS.get(len(run.layers), len(run.layers))} layer{'s' * (len(run.layers) > 1)}"
+    what += " with ReLUs between them" if options.get("relu") else ""
+    what = what[0].upper() + what[1:]
     verdict = [
-        f"Two layers, {int(run.steps[-1])} steps, {_runs(seeds)}. Log eigenvalues of the "
+        f"{what}, {int(run.steps[-1])} steps, {_runs(seeds)}. Log eigenvalues of the "
         f"embedding: the first twelve {_range(final[:, :12])}; after them, mean over seeds, "
         f"{', '.join(f'{v:.1f}' for v in final[:, 12:].mean(0).tolist())}. "
         f"Below 1e-2 of the largest: {_counts(run)} of 16.",
-        "The coupled equation of aligned layers, from the start alone, puts the first twelve at "
-        f"{predicted[:12].mean():.1f} and the last four at "
-        f"{', '.join(f'{v:.1f}' for v in predicted[12:].tolist())}.",
     ]
+    solved = run.closed_form.numel() > 0
+    if solved:
+        predicted = 4 * run.closed_form[-1, 0].log()
+        verdict.append(
+            "The coupled equation of aligned layers, from the start alone, puts the first twelve "
+            f"at {predicted[:12].mean():.1f} and the last four at "
+            f"{', '.join(f'{v:.1f}' for v in predicted[12:].tolist())}."
+        )
     figures = [
         (
-            spectra_figure(run, closed_form=True),
-            "Eigenvalues of the embedding covariance over training, first seed (solid), and those "
-            "of the coupled equation of aligned layers from the same start (dashed): small "
-            "singular values grow exponentially more slowly, and never arrive.",
+            spectra_figure(run, closed_form=solved),
+            "Eigenvalues of the embedding covariance over training, first seed (solid)"
+            + (
+                ", and those of the coupled equation of aligned layers from the same start (dashed)"
+                if solved
+                else ""
+            )
+            + ": small singular values grow exponentially more slowly, and never arrive.",
         ),
         (
-            alignment_figure(run),
-            "Alignment of the adjacent layers at the end, |V2ᵀ U1|, first seed. Two blocks: the "
-            "directions that grew, among which nearly equal singular values leave the vectors "
-            "free, and those that lag behind.",
+            weights_figure(run),
+            "Singular values of the weights over training, first seed: the large ones grow "
+            "together, the small ones stay where they started.",
         ),
     ]
+    if run.alignment is None:
+        return _content("Overparameterized networks collapse by themselves", verdict, figures, run)
+    figures.append(
+        (
+            alignment_figure(run),
+            "Alignment of the last two layers at the end, |V2ᵀ U1|, first seed. Where two blocks "
+            "show, they are the directions that grew, among which nearly equal singular values "
+            "leave the vectors free, and those that lag behind.",
+        )
+    )
     return _content("Overparameterized networks collapse by themselves", verdict, figures, run)
 
 

@@ -1,4 +1,4 @@
-"""InfoNCE of a linear network on Gaussian data, trained with its closed-form gradient.
+"""InfoNCE of a small network on Gaussian data, trained with its closed-form gradient.
 
 Both experiments of `linear_dynamics` and the finite-time prediction stand on this loop. All seeds
 train at once, as one batch of small matrices.
@@ -62,10 +62,14 @@ class Views:
 
 @dataclass
 class Network:
-    """R linear networks: layers of shape (R, out, in), a bias of shape (R, 1, out) or none."""
+    """R networks: layers of shape (R, out, in), a bias of shape (R, 1, out) or none.
+
+    They are linear, or have a ReLU after every layer but the last.
+    """
 
     layers: list[Tensor]
     bias: Tensor | None = None
+    relu: bool = False
 
     def product(self) -> Tensor:
         """The layers multiplied up, shape (R, out, in)."""
@@ -76,10 +80,34 @@ class Network:
 
     def gradient(self, total: Tensor) -> list[Tensor]:
         """Gradients by layer from that of the product, shape (R, out, in)."""
-        if len(self.layers) == 1:
-            return [total]
-        first, second = self.layers
-        return [second.mT @ total, total @ first.mT]
+        gradients = []
+        for k in range(len(self.layers)):
+            gradient = total
+            for later in reversed(self.layers[k + 1 :]):
+                gradient = later.mT @ gradient
+            for earlier in self.layers[:k]:
+                gradient = gradient @ earlier.mT
+            gradients.append(gradient)
+        return gradients
+
+    def activations(self, x: Tensor) -> list[Tensor]:
+        """The input (R, n, in), what every layer but the last gives after its ReLU, and z."""
+        found = [x]
+        for k, layer in enumerate(self.layers):
+            output = found[-1] @ layer.mT
+            last = k == len(self.layers) - 1
+            found.append(output if last or not self.relu else output.clamp(min=0))
+        return found
+
+    def backward(self, activations: list[Tensor], error: Tensor) -> list[Tensor]:
+        """Gradients by layer from that of z, shape (R, n, out)."""
+        gradients = []
+        for k in range(len(self.layers) - 1, -1, -1):
+            gradients.append(error.mT @ activations[k])
+            error = error @ self.layers[k]
+            if k > 0 and self.relu:
+                error = error * (activations[k] > 0)
+        return gradients[::-1]
 
 
 @dataclass(frozen=True)
@@ -89,7 +117,8 @@ class Record:
     Attributes:
         step: number of SGD steps taken.
         layers: copies of the layers, each of shape (R, out, in).
-        growth: X with -dL/dW = W X, mean over the steps since the last record; (R, D, D).
+        growth: X with -dL/dW = W X, mean over the steps since the last record; (R, D, D). Zero for
+            a network with ReLUs, which has no such matrix.
     """
 
     step: int
@@ -127,21 +156,30 @@ def train(
         )
     diagonal = torch.eye(n)
     runs = torch.arange(len(views.samples))[:, None]
+    nothing = torch.zeros(len(views.samples), *2 * views.samples.shape[2:])
     batches = _batches(views, n)
 
-    def step(noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of the product and of the bias, and X, on one batch."""
+    def step(noise: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Gradients by layer and of the bias, and X, on one batch."""
         x = views.samples[runs, next(batches)]
         x0, x1 = x + noise[0], x + noise[1]
-        weight = network.product()
-        z0, z1 = x0 @ weight.mT, x1 @ weight.mT
+        if network.relu:
+            h0, h1 = network.activations(x0), network.activations(x1)
+            z0, z1 = h0[-1], h1[-1]
+        else:
+            weight = network.product()
+            z0, z1 = x0 @ weight.mT, x1 @ weight.mT
         if network.bias is not None:
             z0, z1 = z0 + network.bias, z1 + network.bias
         error = torch.softmax(z0 @ z1.mT / settings.temperature, dim=-1) - diagonal
         error /= n * settings.temperature
         d0, d1 = error @ z1, error.mT @ z0
+        bias_gradient = (d0 + d1).sum(1, keepdim=True)
+        if network.relu:
+            both = zip(network.backward(h0, d0), network.backward(h1, d1), strict=True)
+            return [first + second for first, second in both], bias_gradient, nothing
         half = x1.mT @ (error.mT @ x0)
-        return d0.mT @ x0 + d1.mT @ x1, (d0 + d1).sum(1, keepdim=True), -half - half.mT
+        return network.gradient(d0.mT @ x0 + d1.mT @ x1), bias_gradient, -half - half.mT
 
     start = [step(noise)[2] for noise in views.noises(_START, n)]
     records = [_record(0, network, start)]
@@ -149,9 +187,9 @@ def train(
     for done in range(1, settings.steps + 1):
         if (done - 1) % _CHUNK == 0:
             noises = views.noises(min(_CHUNK, settings.steps - done + 1), n)
-        total, bias_gradient, matrix = step(noises[(done - 1) % _CHUNK])
+        gradients, bias_gradient, matrix = step(noises[(done - 1) % _CHUNK])
         growth.append(matrix)
-        for layer, gradient in zip(network.layers, network.gradient(total), strict=True):
+        for layer, gradient in zip(network.layers, gradients, strict=True):
             layer.mul_(1 - 2 * rate * settings.weight_decay).sub_(gradient, alpha=rate)
         if network.bias is not None:
             network.bias.sub_(bias_gradient, alpha=rate)

@@ -1,8 +1,9 @@
 """How a linear network collapses as it trains: two experiments, and their closed forms.
 
 Jing, Vincent, LeCun and Tian, "Understanding dimensional collapse in contrastive self-supervised
-learning" (ICLR 2022): section 4 (strong augmentation, one layer) and section 5 (implicit
-regularization, two layers). The default settings are those of the official toy code.
+learning" (ICLR 2022): section 4 (strong augmentation, one layer), section 5 (implicit
+regularization, two layers) and appendix C (more layers, ReLUs between them). The default settings
+are those of the official toy code.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +22,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class LinearDynamics:
-    """A linear network's training, recorded; R runs (seeds), T records, all float64.
+    """A small network's training, recorded; R runs (seeds), T records, all float64.
 
     Attributes:
         steps: SGD steps taken at each record, shape (T,), from 0.
@@ -32,14 +33,14 @@ class LinearDynamics:
             descending.
         growth: X with -dL/dW = W X for the whole network's W, averaged over the steps since the
             record before (at the start over batches of their own); shape (T, R, D, D).
-            Directions where X is negative shrink.
+            Directions where X is negative shrink. Zero with ReLUs.
         alignment: |V2^T U1| at the end, shape (R, d, d), V2 the right singular vectors of the
-            second layer, U1 the left ones of the first; None for one layer. The identity where
-            the layers are aligned.
+            last layer, U1 the left ones of the layer before; None for one layer. The identity
+            where the layers are aligned.
         closed_form: the singular values of a layer that the theory gives from the start alone,
             shape (T, R, d). One layer: those of W(0) exp(X(0) t), which holds while the embedding
             is small and overflows to inf later. Two layers: `saturating_singular_values`, those
-            of either layer.
+            of either layer. Shape (T, R, 0) for more layers or with ReLUs.
     """
 
     steps: Tensor
@@ -152,6 +153,8 @@ def implicit_regularization_dynamics(
     dimension: int = 16,
     *,
     decay: float = 0.35,
+    layers: int = 2,
+    relu: bool = False,
     temperature: float = 0.1,
     learning_rate: float = 1e-2,
     weight_decay: float = 0.0,
@@ -163,23 +166,26 @@ def implicit_regularization_dynamics(
     seeds: Sequence[int] = (0, 1, 2, 3, 4),
     progress: Progress | None = None,
 ) -> LinearDynamics:
-    """Two linear layers, standard normal data, weak noise: small singular values lag for ever.
+    """Several layers, standard normal data, weak noise: small singular values lag for ever.
 
-    Both layers start with singular values exp(-decay k), k = 0..D-1, and singular vectors of a
-    matrix of uniform entries (section 5 of the paper and its toy code).
+    All layers start with singular values exp(-decay k), k = 0..D-1, and singular vectors of a
+    matrix of uniform entries (section 5 of the paper and its toy code, two linear layers; appendix
+    C has more layers, and ReLUs between them).
 
     Args:
         noise: standard deviation of the augmentation, on every coordinate.
         dimension: D, of data, hidden layer and embedding.
         decay: how fast the initial singular values fall.
+        layers: L, how many.
+        relu: put a ReLU between adjacent layers.
         temperature: of the softmax.
         learning_rate: of plain SGD.
-        weight_decay: g in the term g (|W1|^2 + |W2|^2) added to the loss.
+        weight_decay: g in the term g (|W1|^2 + ... + |WL|^2) added to the loss.
         batch_size: anchors in a step.
         steps: SGD steps.
         samples: size of the fixed data set.
         spectrum_samples: fresh clean samples on which the embedding covariance is measured; 0 for
-            the exact population covariance.
+            the exact population covariance, which is known without ReLUs only.
         record_every: steps between records.
         seeds: one run for each.
         progress: called with (steps done, steps) at every record.
@@ -199,21 +205,30 @@ def implicit_regularization_dynamics(
         raise ValueError(f"noise must not be negative, got {noise}")
     if not decay >= 0:
         raise ValueError(f"decay must not be negative, got {decay}")
+    if layers < 1:
+        raise ValueError(f"layers must be at least 1, got {layers}")
+    if relu and spectrum_samples == 0:
+        raise ValueError("spectrum_samples must be at least 2 with ReLUs, got 0")
     settings = Settings(temperature, learning_rate, batch_size, steps, record_every, weight_decay)
     views = _views(None, dimension, noise * torch.eye(dimension), samples, seeds)
     values = torch.exp(-decay * torch.arange(dimension, dtype=torch.float64))
-    layers = []
-    for _ in range(2):
+    start = []
+    for _ in range(layers):
         uniform = _uniform(views, 0.5, (dimension, dimension)).double() + 0.5
         left, _, right = torch.linalg.svd(uniform)
-        layers.append((left * values @ right).float())
-    evaluation = _evaluation_root(None, views, spectrum_samples)
-    run = _dynamics(train(Network(layers), views, settings, progress), settings, evaluation)
+        start.append((left * values @ right).float())
+    network = Network(start, relu=relu)
+    evaluation = (
+        _drawn(views, spectrum_samples) if relu else _evaluation_root(None, views, spectrum_samples)
+    )
+    run = _dynamics(train(network, views, settings, progress), settings, evaluation, relu)
+    if layers != 2 or relu:
+        return replace(run, closed_form=torch.empty(*run.spectrum.shape[:2], 0))
     # The landscape of InfoNCE on data of variance 1 and augmentation of variance noise^2.
     growth = torch.tensor(2 / temperature * (1 - 1 / batch_size))
     ceiling = torch.tensor(temperature**0.5 / (1 + noise**2))
-    start = run.singular_values[0][0]
-    closed_form = saturating_singular_values(start, growth, ceiling, run.time[:, None, None])
+    first = run.singular_values[0][0]
+    closed_form = saturating_singular_values(first, growth, ceiling, run.time[:, None, None])
     return replace(run, closed_form=closed_form)
 
 
@@ -254,32 +269,51 @@ def _evaluation_root(covariance: Tensor | None, views: Views, samples: int) -> T
         root = torch.cat([root, root.new_zeros(dimension - len(root), dimension)])
     if samples == 0:
         return root.expand(len(views.generators), *root.shape)
-    if samples < 2:
-        raise ValueError(f"spectrum_samples must be 0 or at least 2, got {samples}")
-    drawn = torch.stack(
-        [torch.randn(samples, len(root), generator=g) for g in views.generators]
-    ).double()
+    drawn = _drawn(views, samples, len(root))
     _, triangle = torch.linalg.qr(drawn - drawn.mean(1, keepdim=True))
     return triangle @ root / (samples - 1) ** 0.5
 
 
-def _dynamics(records: list[Record], settings: Settings, evaluation: Tensor) -> LinearDynamics:
+def _drawn(views: Views, samples: int, dimension: int | None = None) -> Tensor:
+    """Fresh standard normal samples, shape (R, samples, dimension)."""
+    if samples < 2:
+        raise ValueError(f"spectrum_samples must be 0 or at least 2, got {samples}")
+    width = views.samples.shape[2] if dimension is None else dimension
+    return torch.stack(
+        [torch.randn(samples, width, generator=g) for g in views.generators]
+    ).double()
+
+
+def _dynamics(
+    records: list[Record], settings: Settings, evaluation: Tensor, relu: bool = False
+) -> LinearDynamics:
     steps = torch.tensor([record.step for record in records])
     history = zip(*(record.layers for record in records), strict=True)
     layers = tuple(torch.stack(over_time).double() for over_time in history)
-    product = layers[0] if len(layers) == 1 else layers[1] @ layers[0]
     alignment = None
-    if len(layers) == 2:
-        left, _, _ = torch.linalg.svd(layers[0][-1])
-        _, _, right = torch.linalg.svd(layers[1][-1])
+    if len(layers) > 1:
+        left, _, _ = torch.linalg.svd(layers[-2][-1])
+        _, _, right = torch.linalg.svd(layers[-1][-1])
         alignment = (right @ left).abs()
     return LinearDynamics(
         steps=steps,
         time=steps.double() * settings.learning_rate,
         layers=layers,
         singular_values=tuple(torch.linalg.svdvals(layer) for layer in layers),
-        spectrum=torch.linalg.svdvals(product @ evaluation.mT).square(),
+        spectrum=_sampled_spectrum(layers, evaluation)
+        if relu
+        else torch.linalg.svdvals(Network(list(layers)).product() @ evaluation.mT).square(),
         growth=torch.stack([record.growth for record in records]).double(),
         alignment=alignment,
         closed_form=torch.empty(0),
     )
+
+
+def _sampled_spectrum(layers: Sequence[Tensor], samples: Tensor) -> Tensor:
+    """Eigenvalues of the covariance of a network with ReLUs, (T, R, d), on (R, n, D) samples."""
+    found = []
+    for record in range(len(layers[0])):
+        z = Network([layer[record] for layer in layers], relu=True).activations(samples)[-1]
+        z = z - z.mean(1, keepdim=True)
+        found.append(torch.linalg.svdvals(z).square() / (samples.shape[1] - 1))
+    return torch.stack(found)

@@ -36,14 +36,26 @@ def test_strong_augmentation(tmp_path, capsys):
         assert got == pytest.approx(expected, rel=1e-3, abs=1e-6)
     assert "Noise 1 on the last 8 of 16 coordinates, 300 steps, 2 seeds" in page
     assert "Noise 1 on" in capsys.readouterr().out
-    assert page.count("<svg") == 2
+    assert page.count("<svg") == 3
 
 
 def test_implicit_regularization(tmp_path):
     record, page = _run(tmp_path, "implicit-regularization", "--runs", "1", "--steps", "200",
                         "--seed", "3")  # fmt: skip
     assert len(record["alignment"][0]) == 16
-    assert "200 steps, 1 seed." in page
+    assert "Two layers, 200 steps, 1 seed." in page
+    assert page.count("<svg") == 3
+
+
+def test_more_layers_and_relus(tmp_path):
+    words = ["--runs", "1", "--steps", "50", "--layers", "3", "--relu"]
+    record, page = _run(tmp_path, "implicit-regularization", *words)
+    assert len(record["singular_values"]) == 3
+    assert record["closed_form"][0] == [[]]
+    assert "Three layers with ReLUs between them, 50 steps" in page
+    assert page.count("<svg") == 3
+    record, page = _run(tmp_path, "implicit-regularization", *words[:4], "--layers", "1")
+    assert record["alignment"] is None
     assert page.count("<svg") == 2
 
 
@@ -108,6 +120,7 @@ def test_imbalance():
         (["landscapes"], "experiment must be one of strong-augmentation"),
         (["strong-augmentation", "--runs", "0"], "runs must be at least 1, got 0"),
         (["strong-augmentation", "--steps", "0"], "steps must be at least 1, got 0"),
+        (["strong-augmentation", "--layers", "3"], "layers has no effect in the experiment"),
         (["implicit-regularization", "--noise", "-1"], "noise must be at least 0, got -1"),
     ],
 )

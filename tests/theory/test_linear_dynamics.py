@@ -9,22 +9,28 @@ from lightly_collapse.theory import (
 from lightly_collapse.theory.infonce import Network, Settings, Views, train
 
 
-def test_one_step_is_that_of_autograd():
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_one_step_is_that_of_autograd(count, relu):
     # The loop's closed-form gradient against the loss as one would write it.
     generators = [torch.Generator().manual_seed(seed) for seed in (3, 4)]
     samples = torch.stack([torch.randn(8, 3, generator=g) for g in generators])
     views = Views(samples, torch.zeros(0, 3), generators)  # no noise, the whole set in one batch
-    first, second = torch.randn(2, 2, 3, 3).unbind()
+    weights = list(torch.randn(count, 2, 3, 3))
     bias = torch.randn(2, 1, 3)
     settings = Settings(0.5, 0.1, batch_size=8, steps=1, record_every=1, weight_decay=0.03)
-    network = Network([first.clone(), second.clone()], bias.clone())
+    network = Network([weight.clone() for weight in weights], bias.clone(), relu)
     records = train(network, views, settings)
 
-    parameters = [p.clone().requires_grad_() for p in (first, second, bias)]
-    z = samples @ (parameters[1] @ parameters[0]).mT + parameters[2]
+    parameters = [p.clone().requires_grad_() for p in (*weights, bias)]
+    z = samples
+    for number, weight in enumerate(parameters[:-1], 1):
+        z = z @ weight.mT
+        z = z.relu() if relu and number < count else z
+    z = z + parameters[-1]
     logits = z @ z.mT / 0.5
     loss = -logits.log_softmax(-1).diagonal(dim1=-2, dim2=-1).mean(-1).sum()
-    loss = loss + 0.03 * sum(p.square().sum() for p in parameters[:2])
+    loss = loss + 0.03 * sum(p.square().sum() for p in parameters[:-1])
     gradients = torch.autograd.grad(loss, parameters)
     for parameter, gradient, trained in zip(
         parameters, gradients, [*network.layers, network.bias], strict=True
@@ -42,6 +48,36 @@ def test_growth_matrix_gives_the_gradient():
     torch.testing.assert_close(
         records[1].layers[0], weight + 0.1 * weight @ records[1].growth, rtol=1e-4, atol=1e-5
     )
+
+
+@pytest.mark.parametrize(("layers", "relu"), [(4, False), (3, True)])
+def test_deeper_and_nonlinear_networks_collapse_too(layers, relu):
+    # Appendix C: every layer more leaves fewer dimensions; two linear ones leave 12 of 16.
+    run = implicit_regularization_dynamics(
+        layers=layers, relu=relu, steps=1500, record_every=500, seeds=[0]
+    )
+    assert len(run.singular_values) == layers
+    assert run.closed_form.shape == (4, 1, 0)
+    spectrum = run.spectrum[:, 0]
+    assert run.collapsed()[0] >= 6
+    # The embedding's covariance from its definition, on the same samples: of the last record.
+    if not relu:
+        product = torch.linalg.multi_dot([layer[-1, 0] for layer in reversed(run.layers)])
+        values = torch.linalg.svdvals(product).square()
+        torch.testing.assert_close(spectrum[-1, :4], values[:4], rtol=0.2, atol=0)
+    else:
+        x = torch.randn(20000, 16, dtype=torch.float64)
+        first, second, third = (layer[-1, 0].T for layer in run.layers)
+        z = ((x @ first).relu() @ second).relu() @ third
+        values = torch.linalg.eigvalsh(z.T.cov()).flip(0)
+        torch.testing.assert_close(spectrum[-1, :4], values[:4], rtol=0.2, atol=0)
+
+
+def test_settings_of_deeper_networks_are_checked():
+    with pytest.raises(ValueError, match="layers must be at least 1, got 0"):
+        implicit_regularization_dynamics(layers=0)
+    with pytest.raises(ValueError, match="spectrum_samples must be at least 2 with ReLUs"):
+        implicit_regularization_dynamics(relu=True, spectrum_samples=0)
 
 
 def test_a_run_depends_on_its_own_seed_alone():

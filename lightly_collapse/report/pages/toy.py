@@ -1,9 +1,10 @@
 """Figures of the small experiments, in the manner of the papers'."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from lightly_collapse.report.pages.figures import COLORS, figure, panels
 from lightly_collapse.theory import LinearDynamics, QuarticLandscape
@@ -49,6 +50,41 @@ def layers_figure(run: LinearDynamics, until: float) -> Figure:
         axes.set_xlabel("time t of gradient flow: steps × learning rate")
         axes.set_ylabel("singular value of the layer")
         axes.margins(x=0.01)
+    return fig
+
+
+def weights_figure(run: LinearDynamics) -> Figure:
+    """Singular values of every layer over training, first seed."""
+    count = len(run.singular_values)
+    columns = min(2, count)
+    rows = -(-count // columns)
+    shades = _shades(run.singular_values[0].shape[2])
+    with panels(rows, columns, height=2.9 * rows) as (fig, axes):
+        for ax in axes[count:]:
+            ax.remove()
+        for number, (ax, values) in enumerate(zip(axes, run.singular_values, strict=False), 1):
+            for k, shade in enumerate(shades):
+                ax.plot(run.steps, values[:, 0, k].clamp(min=1e-14), color=shade, linewidth=1.2)
+            ax.set_yscale("log")
+            ax.set_title(f"layer {number}")
+            ax.set_xlabel("SGD steps")
+            ax.margins(x=0.01)
+        for ax in axes[:count:columns]:
+            ax.set_ylabel("singular value of the weight")
+    return fig
+
+
+def amplitudes_figure(found: Mapping[float, Tensor]) -> Figure:
+    """Singular values of a layer at the end, by the strength of the augmentation."""
+    with figure() as (fig, axes):
+        shades = _shades(len(found))
+        for shade, (noise, values) in zip(shades, sorted(found.items()), strict=True):
+            index = range(1, len(values) + 1)
+            axes.plot(index, values, "o-", color=shade, markersize=4, label=f"noise {noise:g}")
+        axes.set_yscale("log")
+        axes.set_xlabel("index, largest first")
+        axes.set_ylabel("singular value of the layer")
+        axes.legend()
     return fig
 
 
