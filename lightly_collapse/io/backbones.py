@@ -1,7 +1,7 @@
 """Backbones by name: torchvision's models, scaled ResNets and ViTs, and timm's models."""
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torchvision
@@ -10,6 +10,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.models.vision_transformer import VisionTransformer
 
 from lightly_collapse._names import check_arch
+from lightly_collapse.io.conv4 import Conv4
 from lightly_collapse.io.wide_resnet import WideResNet
 
 _RESNETS: dict[str, tuple[type[BasicBlock | Bottleneck], list[int]]] = {
@@ -22,6 +23,7 @@ _RESNETS: dict[str, tuple[type[BasicBlock | Bottleneck], list[int]]] = {
 
 # Layers, heads and hidden dimensions; the MLP is four times as wide.
 _VITS = {
+    "vit_mini": (4, 2, 64),
     "vit_tiny": (12, 3, 192),
     "vit_small": (12, 6, 384),
     "vit_base": (12, 12, 768),
@@ -31,7 +33,9 @@ _VITS = {
 # Depth and widening factor.
 _WIDE_RESNETS = {"wrn28_2": (28, 2), "wrn28_10": (28, 10)}
 
-BACKBONES = (*_RESNETS, *_VITS, *_WIDE_RESNETS)
+_SMALL = "conv4"
+
+BACKBONES = (*_RESNETS, *_VITS, *_WIDE_RESNETS, _SMALL)
 """The names that need no optional package; `timm/<model>` names a model of timm."""
 
 
@@ -43,7 +47,8 @@ class BackboneSettings:
         name: one of `BACKBONES`, or `timm/<model>`.
         stem: of a ResNet: `imagenet` (7x7 convolution with stride 2 and max pooling) or `cifar`
             (3x3 convolution with stride 1 and no pooling).
-        width: of a ResNet: filters of its first stage; 64 is the published width.
+        width: filters of a ResNet's first stage, or of every convolution of conv4; 64 is the
+            published width of both.
         zero_init_residual: of a ResNet: start every residual branch at zero.
         image_size: of a ViT: height and width of its images, in pixels.
         patch_size: of a ViT: height and width of a patch, in pixels.
@@ -132,10 +137,13 @@ def create_backbone(arch: str | BackboneSettings, **options: Any) -> nn.Module:
     name = settings.name
     if options and name in BACKBONES:
         raise ValueError(f"backbone {name}: give settings instead of {', '.join(options)}")
+    if settings.width < 1:
+        raise ValueError(f"backbone width must be at least 1, got {settings.width}")
     if name in _RESNETS:
-        if settings.width < 1:
-            raise ValueError(f"backbone width must be at least 1, got {settings.width}")
         return _WideOrNarrowResNet(settings)
+    if name == _SMALL:
+        _check_plain(replace(settings, width=64))
+        return Conv4(settings.width)
     if name in _VITS:
         _check_plain(settings)
         if settings.patch_size < 1 or settings.image_size % settings.patch_size:
@@ -156,8 +164,8 @@ def create_backbone(arch: str | BackboneSettings, **options: Any) -> nn.Module:
 def _check_plain(settings: BackboneSettings) -> None:
     if (settings.stem, settings.width) != ("imagenet", 64):
         raise ValueError(
-            f"backbone {settings.name}: stem and width apply to {', '.join(_RESNETS)} only, got "
-            f"{settings.stem!r} and {settings.width}"
+            f"backbone {settings.name}: stem applies to {', '.join(_RESNETS)} only, width to these "
+            f"and {_SMALL}, got {settings.stem!r} and {settings.width}"
         )
 
 
