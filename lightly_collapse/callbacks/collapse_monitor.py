@@ -1,10 +1,11 @@
 """A Lightning callback that logs how many dimensions the layers of an encoder use."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+from torch import nn
 from typing_extensions import override
 
 from lightly_collapse.callbacks._base import Callback
@@ -16,7 +17,13 @@ from lightly_collapse.metrics.features import Tokens, check_tokens
 from lightly_collapse.tracking import CollapseAlarm, CollapseTracker
 from lightly_collapse.tracking.collector import LayerCollector, LayerReading
 from lightly_collapse.tracking.table import ReadingsTable
-from lightly_collapse.tracking.tracker import line_of, report_alarm, scalars_of, write_row
+from lightly_collapse.tracking.tracker import (
+    line_of,
+    report_alarm,
+    resume_table,
+    scalars_of,
+    write_row,
+)
 
 
 class CollapseMonitor(Callback):
@@ -52,6 +59,9 @@ class CollapseMonitor(Callback):
         lid_k: number of neighbours of `mlid`.
         lid_size: number of rows sampled at most for `mlid`, `two_nn` and `uniformity`.
         dirpath: folder of `collapse.csv`; the trainer's log folder by default.
+        reference: frozen model that `gram_drift` of the patch tokens is measured from, by name of
+            the module that it is the counterpart of, as `{"backbone": earlier}`; see
+            `lightly_collapse.tracking.CollapseTracker`.
 
     Attributes:
         line: the last reading in a line, as `rank 143/512, mLID 11.2`.
@@ -79,6 +89,7 @@ class CollapseMonitor(Callback):
         lid_k: int = DEFAULT_LID_K,
         lid_size: int = 2000,
         dirpath: str | Path | None = None,
+        reference: nn.Module | Mapping[str, nn.Module] | None = None,
     ) -> None:
         if every_n_epochs < 1:
             raise ValueError(f"every_n_epochs must be at least 1, got {every_n_epochs}")
@@ -103,6 +114,7 @@ class CollapseMonitor(Callback):
             "rtol": rtol,
             "lid_k": lid_k,
             "lid_size": lid_size,
+            "reference": reference,
         }
         self._collector: LayerCollector | None = None
         self._tracker: CollapseTracker | None = None
@@ -130,8 +142,8 @@ class CollapseMonitor(Callback):
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Read what an earlier part of a resumed fit wrote; only now the epoch is known."""
-        if self._table is not None:
-            self._table.resume(trainer.current_epoch)
+        if self._table is not None and self._collector is not None:
+            resume_table(self._table, trainer.current_epoch, self._collector)
         if self._tracker is not None:
             self._tracker.resume(trainer.global_step)
 
@@ -149,8 +161,9 @@ class CollapseMonitor(Callback):
                 continue
             self.line = self._tracker.line
             pl_module.log_dict(readings, on_step=True, on_epoch=False, logger=False)
+            steps = self._tracker.steps
             for logger in trainer.loggers:  # now, not when Lightning's own interval comes round
-                logger.log_metrics(readings, step=self._tracker.steps)
+                self._try(logger, "readings", lambda to: to.log_metrics(readings, step=steps))  # noqa: B023
             self._draw(trainer, self._tracker.layer_readings, f"step {self._tracker.steps}")
 
     @override
@@ -222,16 +235,28 @@ class CollapseMonitor(Callback):
         report_alarm(self.alarm, trainer.global_step, readings, collector)
 
     def _draw(self, trainer: pl.Trainer, layers: dict[str, LayerReading], title: str) -> None:
-        loggers = [logger for logger in trainer.loggers if takes_figures(logger)]
-        if not loggers or not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
+        if not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
             return
-        readings = {layer: found.reading for layer, found in layers.items()}
-        for layer, figure in spectrum_figures(readings, title).items():
-            for logger in loggers:
-                name = type(logger).__name__
-                try:
-                    log_figure(logger, f"collapse/{layer}/spectrum", figure, trainer.global_step)
-                except Exception as error:  # a figure must not end a training
-                    if name not in self._failed_loggers:
-                        self._failed_loggers.add(name)
-                        pl.utilities.rank_zero_warn(f"{name} does not take the spectrum: {error}")
+        figures: dict[str, Any] = {}
+
+        def draw(logger: Any) -> None:
+            if not takes_figures(logger):
+                return
+            if not figures:
+                readings = {layer: found.reading for layer, found in layers.items()}
+                figures.update(spectrum_figures(readings, title))
+            for layer, figure in figures.items():
+                log_figure(logger, f"collapse/{layer}/spectrum", figure, trainer.global_step)
+
+        for logger in trainer.loggers:
+            self._try(logger, "spectrum", draw)
+
+    def _try(self, logger: Any, what: str, act: Callable[[Any], Any]) -> None:
+        """Hand something to a logger; one that fails is warned of once, and ends no training."""
+        name = type(logger).__name__
+        try:
+            act(logger)
+        except Exception as error:
+            if f"{name} {what}" not in self._failed_loggers:
+                self._failed_loggers.add(f"{name} {what}")
+                pl.utilities.rank_zero_warn(f"{name} does not take the {what}: {error}")

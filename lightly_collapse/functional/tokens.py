@@ -40,12 +40,25 @@ def patch_rank(tokens: Tensor, center: bool = True) -> Tensor:
         matrices = matrices - matrices.mean(dim=1, keepdim=True)
     # What is left of equal tokens is rounding: 1e-12 of their own size in float64.
     scale = as_double(x).norm(dim=(1, 2))
-    values = torch.linalg.svdvals(matrices)
+    values = _singular_values(matrices)
     ranks = [
         effective_rank(s) if s.norm() > 1e-6 * size else s.new_ones(())
         for s, size in zip(values, scale, strict=True)
     ]
     return torch.stack(ranks).to(x.dtype)
+
+
+def _singular_values(matrices: Tensor) -> Tensor:
+    """Of a batch; without a gradient from the smaller Gram matrix, which is four times faster.
+
+    What is below 1e-8 of the largest cannot be told from zero there, and is.
+    """
+    if matrices.requires_grad or matrices.dtype != torch.float64:
+        return torch.linalg.svdvals(matrices)
+    small = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.transpose(1, 2)
+    squares = torch.linalg.eigvalsh(small @ small.transpose(1, 2))
+    rounding = small.shape[1] * torch.finfo(squares.dtype).eps * squares[:, -1:]
+    return squares.where(squares > rounding, 0).sqrt()
 
 
 def mean_token_cosine(tokens: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """torchmetrics classes over `lightly_collapse.functional`: streaming, DDP-correct, bounded."""
 
 from lightly_collapse.metrics.collection import CollapseMetrics, collapse_metrics
+from lightly_collapse.metrics.dense import TokenMetrics
 from lightly_collapse.metrics.features import FeatureHooks, feature_rows, hidden_features
 from lightly_collapse.metrics.hypersphere import Alignment, Uniformity, WassersteinUniformity
 from lightly_collapse.metrics.intrinsic_dimension import LocalIntrinsicDimension, TwoNN
@@ -55,6 +56,7 @@ __all__ = [
     "RowSample",
     "Spectrum",
     "StableRank",
+    "TokenMetrics",
     "TwoNN",
     "Uniformity",
     "WassersteinUniformity",

@@ -136,7 +136,7 @@ def first_tensor(output: Any, name: str = "output") -> Tensor:
     Args:
         output: a tensor; a tuple or list, of which the first entry is taken; a mapping, such as
             transformers' `ModelOutput`, or a dataclass, of which `last_hidden_state`, `features`
-            and others of such names are taken, or the only tensor.
+            and others of such names are taken, the last of the `feature_maps`, or the only tensor.
         name: what it is called in the error.
 
     Returns:
@@ -160,6 +160,9 @@ def first_tensor(output: Any, name: str = "output") -> Tensor:
             raise ValueError(f"{name} must be a tensor or begin with one, got {kind}")
         tensors = {str(k): v for k, v in output.items() if isinstance(v, Tensor)}
         known = [key for key in _FEATURE_KEYS if key in tensors]
+        if not known and isinstance(output.get("feature_maps"), (tuple, list)):
+            output = output["feature_maps"][-1:]  # of transformers' backbones, the deepest
+            continue
         if not known and len(tensors) != 1:
             raise ValueError(
                 f"{name} must be a tensor, got {kind} with the tensors "
@@ -167,6 +170,17 @@ def first_tensor(output: Any, name: str = "output") -> Tensor:
             )
         output = tensors[known[0]] if known else next(iter(tensors.values()))
     return output
+
+
+def _tensor_of(output: Any) -> Tensor | None:
+    """`first_tensor` for torch.compile, which traces no error: None where it would raise one."""
+    while isinstance(output, (tuple, list)) and output:
+        output = output[0]
+    if isinstance(output, Mapping):
+        tensors = {key: value for key, value in output.items() if isinstance(value, Tensor)}
+        known = [tensors[key] for key in _FEATURE_KEYS if key in tensors]
+        output = known[0] if known else next(iter(tensors.values()), None)
+    return output if isinstance(output, Tensor) else None
 
 
 class FeatureHooks:
@@ -184,8 +198,10 @@ class FeatureHooks:
         prefix: number of prefix tokens, of which the first is the class token; found by
             `prefix_tokens` by default.
         when: asked at every forward pass whether its output is wanted; always by default.
-        on_error: called with the layer's name and the error where an output cannot be made rows;
-            by default the error is raised in the forward pass.
+        on_error: called with the layer's name and the error where an output cannot be made rows or
+            `take` or `dense` fails; by default the error is raised in the forward pass.
+        dense: called with the name of the layer of patches and the (n, p, c) patch tokens of a
+            sequence, before `take`, where `tokens` is `auto` or `patch`.
 
     A layer inside a module that `torch.compile` compiles is traced with its hook: its outputs wait
     for `flush`. Hooks put on after the first compiled call are not run.
@@ -212,7 +228,8 @@ class FeatureHooks:
         channels: Channels | None = "auto",
         prefix: int | None = None,
         when: Callable[[], bool] | None = None,
-        on_error: Callable[[str, ValueError], Any] | None = None,
+        on_error: Callable[[str, Exception], Any] | None = None,
+        dense: Callable[[str, Tensor], Any] | None = None,
     ) -> None:
         check_tokens(tokens)
         check_channels(channels)
@@ -220,7 +237,7 @@ class FeatureHooks:
         self._module, self._tokens, self._channels = module, tokens, channels
         self._prefix = None if prefix is None else PrefixTokens(prefix, prefix > 0)
         self._paths = {m: name for name, m in module.named_modules()}
-        self._take, self._when, self._on_error = take, when, on_error
+        self._take, self._when, self._on_error, self._dense = take, when, on_error, dense
         self._pending: list[tuple[str, nn.Module, Any]] = []
         self._handles = [
             layer.register_forward_hook(self._hook(name)) for name, layer in submodules.items()
@@ -230,10 +247,10 @@ class FeatureHooks:
         def hook(layer: nn.Module, _: Any, output: Any) -> None:
             if self._when is not None and not self._when():
                 return
-            if torch.compiler.is_compiling():
-                self._pending.append((name, layer, first_tensor(output).detach()))
-            else:
+            if not torch.compiler.is_compiling():
                 self._try_split(name, layer, output)
+            elif (x := _tensor_of(output)) is not None:
+                self._pending.append((name, layer, x.detach()))
 
         return hook
 
@@ -250,7 +267,7 @@ class FeatureHooks:
     def _try_split(self, name: str, layer: nn.Module, output: Any) -> None:
         try:
             self.split(name, layer, output)
-        except ValueError as error:
+        except Exception as error:  # whatever an exotic tensor or a callback raises
             if self._on_error is None:
                 raise
             self._on_error(name, error)
@@ -264,9 +281,15 @@ class FeatureHooks:
         if self._tokens == "auto" and prefix and prefix.has_class_token and patches > 0:
             axis = channel_axis(layer, x.shape, self._module, channels)
             if axis in (2, -1):
+                if self._dense is not None:
+                    self._dense(name + PATCH, x.detach()[:, prefix.count :])
                 self._take(name + CLS, feature_rows(x, "cls", axis, prefix=prefix))
                 self._take(name + PATCH, feature_rows(x, "patch", axis, prefix=prefix))
                 return
+        if self._dense is not None and prefix and self._tokens in ("auto", "patch") and patches > 1:
+            axis = channel_axis(layer, x.shape, self._module, channels)
+            if axis in (2, -1):
+                self._dense(name, x.detach()[:, prefix.count :])
         rows = feature_rows(
             x, self._tokens, channels, layer=layer, model=self._module, prefix=prefix
         )

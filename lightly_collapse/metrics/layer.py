@@ -83,6 +83,12 @@ class LayerMetrics:
         self._sampled.set_dtype(torch.float64)
         return self
 
+    def to(self, device: torch.device) -> "LayerMetrics":
+        """Move the states to a device; returns itself."""
+        self._collapse.to(device)
+        self._sampled.to(device)
+        return self
+
     def merge_states(
         self, spectra: Sequence[Mapping[str, Tensor]], samples: Sequence[Mapping[str, Tensor]]
     ) -> None:
@@ -96,8 +102,9 @@ class LayerMetrics:
 
     def update(self, rows: Tensor) -> None:
         """Take in (n, D) rows."""
-        for metrics in (self._collapse, self._sampled):
-            metrics.to(rows.device).update(rows)
+        self.to(rows.device)
+        self._collapse.update(rows)
+        self._sampled.update(rows)
 
     def reset(self) -> None:
         """Forget all rows."""

@@ -84,12 +84,18 @@ def _of_transformer(module: nn.Module) -> PrefixTokens | None:
 
 
 def _of_module(module: nn.Module) -> PrefixTokens | None:
-    has_class = any(_length(module, name) for name in _CLASS_TOKENS)
+    has_class = _has_class_token(module)
     count = getattr(module, "num_prefix_tokens", None)
-    if isinstance(count, int):
+    # The attention layers of timm's EVA have the number too, but not the tokens.
+    if isinstance(count, int) and (has_class or hasattr(module, "blocks")):
+        has_class = has_class or any(_has_class_token(child) for child in module.children())
         return PrefixTokens(count, has_class and count > 0)
     count = sum(_length(module, name) for name in (*_CLASS_TOKENS, *_OTHER_TOKENS))
     return PrefixTokens(count, has_class) if count else None
+
+
+def _has_class_token(module: nn.Module) -> bool:
+    return any(_length(module, name) for name in _CLASS_TOKENS)
 
 
 def _length(module: nn.Module, name: str) -> int:

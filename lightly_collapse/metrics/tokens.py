@@ -11,24 +11,25 @@ from lightly_collapse.functional import tokens as functional
 
 
 class _MeanOverImages(Metric):
-    """A sum and a count, added up among processes."""
+    """A weighted sum and the sum of the weights, added up among processes."""
 
     full_state_update = False
     total: Tensor
-    images: Tensor
+    weight: Tensor
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("images", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        for name in ("total", "weight"):
+            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
-    def _add(self, values: Tensor) -> None:
-        self.total = self.total + values.double().sum()
-        self.images = self.images + values.numel()
+    def _add(self, values: Tensor, weights: Tensor | None) -> None:
+        w = torch.ones_like(values) if weights is None else weights.to(values)
+        self.total = self.total + (values.double() * w).sum()
+        self.weight = self.weight + w.double().sum()
 
     @override
     def compute(self) -> Tensor:
-        """The mean over all images so far.
+        """The mean over all images so far, weighted if they were.
 
         Returns:
             A scalar, float32.
@@ -36,9 +37,9 @@ class _MeanOverImages(Metric):
         Raises:
             ValueError: if there was no image yet.
         """
-        if not self.images:
+        if not self.weight:
             raise ValueError("no image was measured: call update() first")
-        return (self.total / self.images).float()
+        return (self.total / self.weight).float()
 
     @override
     def plot(self, val: Any = None, ax: Any = None) -> Any:
@@ -67,9 +68,9 @@ class PatchRank(_MeanOverImages):
         self.center = center
 
     @override
-    def update(self, tokens: Tensor) -> None:
-        """Take in (n, p, d) patch tokens."""
-        self._add(functional.patch_rank(tokens.detach(), self.center))
+    def update(self, tokens: Tensor, weights: Tensor | None = None) -> None:
+        """Take in (n, p, d) patch tokens, and (n,) weights of the images; all 1 by default."""
+        self._add(functional.patch_rank(tokens.detach(), self.center), weights)
 
 
 class MeanTokenCosine(_MeanOverImages):
@@ -88,9 +89,9 @@ class MeanTokenCosine(_MeanOverImages):
     higher_is_better = False
 
     @override
-    def update(self, tokens: Tensor) -> None:
-        """Take in (n, p, d) patch tokens."""
-        self._add(functional.mean_token_cosine(tokens.detach()))
+    def update(self, tokens: Tensor, weights: Tensor | None = None) -> None:
+        """Take in (n, p, d) patch tokens, and (n,) weights of the images; all 1 by default."""
+        self._add(functional.mean_token_cosine(tokens.detach()), weights)
 
 
 class GramDrift(_MeanOverImages):
@@ -110,9 +111,9 @@ class GramDrift(_MeanOverImages):
     higher_is_better = False
 
     @override
-    def update(self, tokens: Tensor, reference: Tensor) -> None:
-        """Take in (n, p, d) patch tokens and those of the reference, (n, p, e)."""
-        self._add(functional.gram_drift(tokens.detach(), reference.detach()))
+    def update(self, tokens: Tensor, reference: Tensor, weights: Tensor | None = None) -> None:
+        """Take in (n, p, d) patch tokens, those of the reference, (n, p, e), and (n,) weights."""
+        self._add(functional.gram_drift(tokens.detach(), reference.detach()), weights)
 
 
 class NormOutliers(_MeanOverImages):
@@ -141,6 +142,6 @@ class NormOutliers(_MeanOverImages):
         self.factor = factor
 
     @override
-    def update(self, tokens: Tensor) -> None:
-        """Take in (n, p, d) patch tokens."""
-        self._add(functional.norm_outliers(tokens.detach(), self.factor))
+    def update(self, tokens: Tensor, weights: Tensor | None = None) -> None:
+        """Take in (n, p, d) patch tokens, and (n,) weights of the images; all 1 by default."""
+        self._add(functional.norm_outliers(tokens.detach(), self.factor), weights)

@@ -55,5 +55,21 @@ GLOSSARY: dict[str, Entry] = {
     "uniformity": Entry(
         "uniformity", "how evenly samples spread on the unit sphere; 0 is one point", "lower"
     ),
+    "patch_rank": Entry(
+        "patch rank",
+        "how many dimensions the patches of one image use; mean over images",
+        "higher",
+    ),
+    "mean_token_cosine": Entry(
+        "token cosine", "how alike the patches of one image are; 1 is all the same", "lower"
+    ),
+    "norm_outliers": Entry(
+        "norm outliers", "share of an image's patches with a far larger norm than the rest", "lower"
+    ),
+    "gram_drift": Entry(
+        "Gram drift",
+        "how far the similarities between patches have moved from the reference model's",
+        "lower",
+    ),
 }
 """In the order in which they are shown."""

@@ -79,33 +79,26 @@ class CallRecorder:
         )
 
     def _offer(self, layer: str, called: list[str]) -> str:
-        """The last norm outside of any block that was called, or else the last block.
+        """The last norm outside of any block that was called, or else the end of the largest part.
 
-        Of several submodules that were called as a whole, such as an encoder and a head, the
-        largest comes first.
+        Of several parts, such as patch embedding, blocks, an encoder and a head, the one with most
+        parameters counts; of the blocks of a sequence the last.
         """
         module = self._layers[layer]
         outermost = [n for n in called if not any(n.startswith(f"{o}.") for o in called)]
         norms = [n for n in outermost if isinstance(module.get_submodule(n), _NORMS)]
         if norms:
             return norms[-1]
-        whole = [n for n in outermost if self._is_network(module, n)]
-        if whole:
-            return max(whole, key=lambda n: _size(module.get_submodule(n)))
-        blocks = [
-            n
-            for n in called
-            if isinstance(module.get_submodule(n.rpartition(".")[0]), _CONTAINERS)
-            and any(True for _ in module.get_submodule(n).parameters())
-        ]
-        outer_blocks = [n for n in blocks if not any(n.startswith(f"{o}.") for o in blocks)]
-        return (outer_blocks or outermost)[-1]
-
-    @staticmethod
-    def _is_network(module: nn.Module, name: str) -> bool:
-        """Whether a submodule has parts of its own and is no block of a sequence."""
-        parent = module.get_submodule(name.rpartition(".")[0])
-        return not isinstance(parent, _CONTAINERS) and any(module.get_submodule(name).children())
+        parts: dict[str, list[str]] = {}
+        for name in outermost:
+            parent = name.rpartition(".")[0]
+            in_sequence = isinstance(module.get_submodule(parent), _CONTAINERS)
+            parts.setdefault(parent if in_sequence else name, []).append(name)
+        sizes = {
+            part: sum(_size(module.get_submodule(n)) for n in names)
+            for part, names in parts.items()
+        }
+        return parts[max(sizes, key=lambda part: sizes[part])][-1]
 
     def _remove(self, layer: str) -> None:
         for handle in self._handles[layer]:

@@ -1,9 +1,9 @@
 """Rows of named layers, collected while a window is open and then measured."""
 
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -14,8 +14,16 @@ from lightly_collapse.functional.intrinsic_dimension import DEFAULT_LID_K
 from lightly_collapse.functional.spectrum import DEFAULT_RTOL
 from lightly_collapse.metrics import FeatureHooks, LayerMetrics, Reading
 from lightly_collapse.metrics.channels import Channels
+from lightly_collapse.metrics.dense import means
 from lightly_collapse.metrics.features import Tokens, find_layers, silent_layers
 from lightly_collapse.tracking.calls import CallRecorder
+from lightly_collapse.tracking.dense import DenseCollector
+
+_NO_DRIFT = (
+    "the forward of the module that the reference stands for was not called, is compiled, or the "
+    "reference gave other tokens"
+)
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -38,7 +46,8 @@ class LayerReading:
 class LayerCollector:
     """Hooks on named layers and their metrics.
 
-    Nothing that goes wrong with an output ends the forward pass: it is warned of, once a layer.
+    Nothing that goes wrong with an output or a measure ends the training: it is warned of, once a
+    layer.
     Forward passes that activation checkpointing computes again within the backward pass are not
     counted. No random number is drawn and no tensor of the model changed.
 
@@ -53,9 +62,11 @@ class LayerCollector:
         lid_size: number of rows sampled at most for neighbours and pairs.
         max_rows: number of rows after which a process takes no further ones of a layer.
         training_only: take no rows while the model is in evaluation mode.
+        reference: as `lightly_collapse.tracking.CollapseTracker`.
 
     Raises:
-        ValueError: if an argument is out of range or a layer does not exist.
+        ValueError: if an argument is out of range, a layer does not exist, or `reference` fits no
+            layer or is a part of the model.
     """
 
     def __init__(
@@ -70,6 +81,7 @@ class LayerCollector:
         lid_size: int = 2000,
         max_rows: int | None = None,
         training_only: bool = False,
+        reference: nn.Module | Mapping[str, nn.Module] | None = None,
     ) -> None:
         model = unwrapped(model)
         self.layers = tuple(dict.fromkeys(layers))
@@ -84,7 +96,25 @@ class LayerCollector:
         self._evaluated = False
         self._warned: set[str] = set()
         self._hooks = FeatureHooks(
-            model, self.layers, self._take, tokens, channels, prefix, self._wants, self._refuse
+            model,
+            self.layers,
+            self._take,
+            tokens,
+            channels,
+            prefix,
+            self._wants,
+            self._refuse,
+            self._take_tokens,
+        )
+        self._dense = DenseCollector(
+            model,
+            self.layers,
+            reference,
+            tokens,
+            channels,
+            prefix,
+            self._wants,
+            lambda what, error: self.warn(f"dense {what}", f"{what} cannot be measured: {error}"),
         )
         self._calls: CallRecorder | None = CallRecorder(find_layers(model, self.layers), self._in)
 
@@ -111,17 +141,18 @@ class LayerCollector:
         if not rows.shape[0]:
             return
         metrics = self._of(layer)
-        try:
-            metrics.update(rows)
-        except (ValueError, RuntimeError) as error:  # of another width; out of memory
-            self._refuse(layer, error)
-            return
+        metrics.update(rows)  # what fails here, such as another width, goes to _refuse
         self._taken[layer] = taken + rows.shape[0]
         self._widths[layer] = rows.shape[1]
 
+    def _take_tokens(self, layer: str, tokens: Tensor) -> None:
+        self._dense.take(layer, tokens)
+
     def _of(self, layer: str) -> LayerMetrics:
         if layer not in self._metrics:
-            self._metrics[layer] = LayerMetrics(*self._settings)
+            # Where this process had no row yet: other processes' devices, which NCCL needs.
+            device = next((p.device for p in self._model.parameters()), torch.device("cpu"))
+            self._metrics[layer] = LayerMetrics(*self._settings).to(device)
         return self._metrics[layer]
 
     def flush(self) -> None:
@@ -132,6 +163,7 @@ class LayerCollector:
         """Forget all rows."""
         self._hooks.discard()
         self._taken.clear()
+        self._dense.reset()
         for metrics in self._metrics.values():
             metrics.reset()
 
@@ -144,12 +176,24 @@ class LayerCollector:
         """
         self.flush()
         found = {}
-        widths = _of_all_processes(self._widths)
+        processes = _of_all_processes((self._widths, self._dense.totals()))
+        # In the same order on every process, so that all compute the same metrics.
+        widths = {name: width for part, _ in processes for name, width in part.items()}
         for name, width in widths.items():
-            reading = self._of(name).compute()
+            try:
+                reading = self._of(name).compute()
+            except Exception as error:  # a decomposition that does not converge, out of memory
+                self._refuse(name, error)
+                continue
             if reading.scalars["rows"] or reading.scalars["dropped"]:
+                dense = means(part[name] for _, part in processes if name in part)
+                reading = replace(reading, scalars=reading.scalars | dense)
                 found[name] = LayerReading(reading, width)
                 self._warn_of(name, reading)
+                if dense and name in self._dense.compared and "gram_drift" not in dense:
+                    self.warn(
+                        f"drift {name}", f"gram_drift of {name} was not measured: {_NO_DRIFT}"
+                    )
         for layer in silent_layers(self.layers, found):
             self._explain(layer)
         if self._calls is not None:
@@ -184,6 +228,7 @@ class LayerCollector:
         """Remove all hooks."""
         self.active = False
         self._hooks.remove()
+        self._dense.remove()
         if self._calls is not None:
             self._calls.remove()
             self._calls = None
@@ -200,10 +245,10 @@ def _distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
-def _of_all_processes(widths: dict[str, int]) -> dict[str, int]:
-    """The union, in the same order on every process, so that all compute the same metrics."""
+def _of_all_processes(value: _T) -> list[_T]:
+    """What every process has, in the order of their ranks."""
     if not _distributed():
-        return dict(widths)
+        return [value]
     parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, widths)
-    return {name: width for part in parts for name, width in part.items()}
+    dist.all_gather_object(parts, value)
+    return parts

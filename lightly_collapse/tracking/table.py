@@ -34,15 +34,22 @@ class ReadingsTable:
 
         Args:
             before: with 0, nothing is taken: a new run replaces the file.
+
+        Raises:
+            OSError: if the file cannot be read, or is no table.
         """
         self._rows = {}
         if not before or not self.path.is_file():
             return
-        with self.path.open(newline="") as file:
-            for row in csv.DictReader(file):
-                key = row.get(self._key) or ""
-                if key.isdigit() and int(key) < before:
-                    self._rows[int(key)] = {name: value for name, value in row.items() if value}
+        try:
+            with self.path.open(newline="", encoding="utf-8") as file:
+                rows = list(csv.DictReader(file))
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise OSError(f"no table ({error})") from error
+        for row in rows:
+            key = row.get(self._key) or ""
+            if key.isdecimal() and int(key) < before:
+                self._rows[int(key)] = {n: v for n, v in row.items() if n is not None and v}
 
     def add(self, row: Mapping[str, object], *, write: bool = True) -> None:
         """Add a row and write the file; a row with the same key is replaced.

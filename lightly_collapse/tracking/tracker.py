@@ -1,6 +1,6 @@
 """Collapse metrics of named layers every so many optimizer steps, in any training loop."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -20,10 +20,11 @@ class CollapseTracker:
     """Measures what layers give in training, every n-th optimizer step.
 
     Hooks collect the rows of the last `window` steps before a reading is due, and do nothing in
-    the steps between. Training goes on bit by bit as without it: no random number is drawn and no
-    tensor changed. Under torch.distributed (DDP, FSDP2) every process must call `step()` and gets
-    the readings of all rows. What activation checkpointing computes again is counted once; forward
-    passes in evaluation mode are not counted.
+    the steps between. Of a sequence of patch tokens the dense measures are read too, of a sample of
+    the images (`lightly_collapse.metrics.TokenMetrics`). Training goes on bit by bit as without it:
+    no random number is drawn and no tensor changed. Under torch.distributed (DDP, FSDP2) every
+    process must call `step()` and gets the readings of all rows. What activation checkpointing
+    computes again is counted once; forward passes in evaluation mode are not counted.
 
     A layer inside a module that `torch.compile` compiles is traced with its hook, so make the
     tracker before the first call; the compiled module itself can be tracked at any time.
@@ -43,6 +44,10 @@ class CollapseTracker:
         lid_k: number of neighbours of `mlid`.
         lid_size: number of rows sampled at most for `mlid`, `two_nn` and `uniformity`.
         dirpath: folder in which `collapse.csv` gets a row a reading; none is written by default.
+        reference: frozen model whose patch similarities `gram_drift` is measured from, such as the
+            one of an earlier checkpoint: it is given the same images. Of the whole model, or by
+            name of the module that it is the counterpart of, as `{"backbone": earlier}`; that
+            module's forward must be called, and not compiled.
         initial_step: number of steps done before, where training is resumed; rows of
             `collapse.csv` from before it are kept.
 
@@ -52,7 +57,8 @@ class CollapseTracker:
         steps: number of optimizer steps.
 
     Raises:
-        ValueError: if an argument is out of range or a layer does not exist.
+        ValueError: if an argument is out of range, a layer does not exist, or `reference` fits no
+            layer or is a part of the model.
 
     Examples:
         >>> import torch
@@ -83,6 +89,7 @@ class CollapseTracker:
         lid_k: int = DEFAULT_LID_K,
         lid_size: int = 2000,
         dirpath: str | Path | None = None,
+        reference: nn.Module | Mapping[str, nn.Module] | None = None,
         initial_step: int = 0,
     ) -> None:
         counts = {"every_n_steps": every_n_steps, "window": window, "max_rows": max_rows}
@@ -107,6 +114,7 @@ class CollapseTracker:
             lid_size,
             max_rows,
             training_only=True,
+            reference=reference,
         )
         self._table: ReadingsTable | None = None
         if dirpath is not None:
@@ -139,7 +147,7 @@ class CollapseTracker:
         """
         self.steps = step
         if self._table is not None:
-            self._table.resume(step + 1 if step else 0)
+            resume_table(self._table, step + 1 if step else 0, self._collector)
         self._collector.reset()
         self._open_window()
 
@@ -193,6 +201,14 @@ def line_of(layers: dict[str, LayerReading]) -> str:
         line += f", mLID {scalars['mlid']:.1f}"
         parts.append(line if len(layers) == 1 else f"{layer}: {line}")
     return "; ".join(parts)
+
+
+def resume_table(table: ReadingsTable, before: int, collector: LayerCollector) -> None:
+    """Take the rows of an earlier part of the run; a file that cannot be read is warned of."""
+    try:
+        table.resume(before)
+    except OSError as error:
+        collector.warn("resume", f"{table.path} cannot be read and is written anew: {error}")
 
 
 def write_row(

@@ -22,6 +22,8 @@ _OF_LAYERS = (
     "two_nn",
 )
 
+_OF_TOKENS = ("patch_rank", "mean_token_cosine", "norm_outliers", "gram_drift")
+
 
 def measure_page(report: ModelRecord) -> str:
     """The page of one report.
@@ -47,7 +49,7 @@ def measure_page(report: ModelRecord) -> str:
         report=report,
         output=out,
         verdict=report.verdict(),
-        glossary=_shown(report.layers),
+        glossary=_shown([out]),
         format_value=format_value,
         spectrum=to_svg(
             spectrum_plot(report),
@@ -59,6 +61,10 @@ def measure_page(report: ModelRecord) -> str:
         weight_map=_heat_map(weights, "Normalised eigenvalues of the weights, one row a weight"),
         lid=_lid([(out.name, out)]),
         of_layers={n: GLOSSARY[n] for n in _OF_LAYERS},
+        dense=[r for r in report.layers if "patch_rank" in r.scalars],
+        of_tokens={
+            n: GLOSSARY[n] for n in _OF_TOKENS if any(n in r.scalars for r in report.layers)
+        },
     )
 
 
