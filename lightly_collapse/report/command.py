@@ -50,6 +50,7 @@ def measure_command(
     data: ImageData | None = None,
     checkpoint: Checkpoint | None = None,
     prefix: str | None = None,
+    reference: Checkpoint | None = None,
     layers: Sequence[str] | None = None,
     tokens: Tokens = "auto",
     rtol: Share = DEFAULT_RTOL,
@@ -75,6 +76,8 @@ def measure_command(
             where config.yaml is beside the checkpoint.
         checkpoint: the weights, in any common format; random ones by default.
         prefix: of the network's names in the checkpoint, such as teacher.
+        reference: an earlier checkpoint of the same transformer: how far the similarities between
+            patches have moved from it (Gram drift).
         layers: layers to measure beside the output; the model's stages by default.
         tokens: average feature maps over their positions (mean) or take all as rows (all); of a
             transformer's tokens the class token (cls), the patches (patch), or both apart (auto).
@@ -108,6 +111,7 @@ def measure_command(
     folder = check_writable_folder(output)
     torch.manual_seed(seed)
     loaded = load_model(arch, checkpoint, prefix=prefix)
+    earlier = None if reference is None else load_model(arch, reference, prefix=prefix)
     if loaded.pretrained is None:
         pretraining = None
     how = pretraining or published_preparation(loaded, small=data == "digits")
@@ -125,6 +129,7 @@ def measure_command(
             loader,
             layers,
             tokens=tokens,
+            reference=None if earlier is None else earlier.model,
             rtol=rtol,
             lid_k=lid_k,
             seed=seed,
@@ -146,7 +151,8 @@ def measure_command(
             "model": loaded.arch,
             "checkpoint": str(checkpoint or "none"),
             "data": data or "held-out images of the pretraining",
-        },
+        }
+        | ({} if reference is None else {"reference": str(reference)}),
         settings=report.settings
         | {
             "image_size": how.image_size,

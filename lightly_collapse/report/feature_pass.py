@@ -9,8 +9,16 @@ from torch import Tensor, nn
 
 from lightly_collapse.metrics import FeatureHooks
 from lightly_collapse.metrics.channels import channel_axis
-from lightly_collapse.metrics.features import PATCH, Tokens, feature_rows, first_tensor
+from lightly_collapse.metrics.dense import means
+from lightly_collapse.metrics.features import (
+    PATCH,
+    Tokens,
+    feature_rows,
+    first_tensor,
+    plain_name,
+)
 from lightly_collapse.metrics.prefix_tokens import PrefixTokens, prefix_tokens
+from lightly_collapse.tracking.dense import DenseCollector
 
 OUTPUT, EMBEDDING = "output", "embedding"
 """Names of the layers that are the model's output and what the loss acts on."""
@@ -34,17 +42,52 @@ class FeaturePass:
         head: Callable[[Tensor], Tensor] | None,
         tokens: Tokens,
         channels: int | Mapping[str, int] | None,
+        reference: nn.Module | None = None,
     ) -> None:
         self._model, self._layers, self._take, self._head = model, layers, take, head
-        self._tokens, self._channels = tokens, channels
+        self._tokens, self._channels, self._reference = tokens, channels, reference
         self._needs_output = needs_output or not layers
+        self._dense: DenseCollector | None = None
+
+    def dense_measures(self) -> dict[str, dict[str, float]]:
+        """The dense measures of the layers of patch tokens, once all batches are measured."""
+        totals = {} if self._dense is None else self._dense.totals()
+        return {_reported(layer): means([values]) for layer, values in totals.items()}
+
+    def _hooked(self) -> list[FeatureHooks | DenseCollector]:
+        """Hooks on the layers, and on the model for the patch tokens of its output."""
+        given = self._channels
+        hooks: list[FeatureHooks | DenseCollector] = []
+        if self._layers:
+            arguments = (self._model, self._layers, self._take, self._tokens, given)
+            hooks.append(FeatureHooks(*arguments, dense=self._take_tokens))
+        hooks.append(
+            FeatureHooks(
+                self._model,
+                ("",),
+                lambda *_: None,
+                self._tokens,
+                given.get(OUTPUT) if isinstance(given, Mapping) else given,
+                on_error=lambda *_: None,  # the output is looked at again, and its errors raised
+                dense=self._take_tokens,
+            )
+        )
+        layers = [*self._layers, ""]
+        if self._reference is not None:
+            there = {plain_name(name) for name, _ in self._reference.named_modules()}
+            layers = [n for n in layers if plain_name(n) in there]
+        self._dense = DenseCollector(self._model, layers, self._reference, self._tokens)
+        return [*hooks, self._dense]
+
+    def _take_tokens(self, layer: str, tokens: Tensor) -> None:
+        if self._dense is not None:
+            self._dense.take(layer, tokens)
 
     def over(
         self, batches: Iterable[Any], device: torch.device, labelled: bool
     ) -> tuple[Tensor, Tensor]:
         """Measure all batches; with labels, the representations and labels, else nothing."""
-        arguments = (self._model, self._layers, self._take, self._tokens, self._channels)
-        hooks = FeatureHooks(*arguments) if self._layers else None
+        hooks = self._hooked()
         kept: list[tuple[Tensor, Tensor]] = []
         count = 0
         try:
@@ -59,8 +102,8 @@ class FeaturePass:
                 if labelled:
                     kept.append((rows.float().cpu(), _labels(batch, "dataloader")))
         finally:
-            if hooks is not None:
-                hooks.remove()
+            for hook in hooks:
+                hook.remove()
         if not count:
             raise EmptyDataError("dataloader must give at least one batch, got none")
         return _together(kept) if labelled else (torch.empty(0), torch.empty(0))
@@ -96,6 +139,11 @@ class FeaturePass:
         if measured and x.shape[1] > prefix.count:
             self._take(OUTPUT + PATCH, feature_rows(x, "patch", axis, prefix=prefix))
         return feature_rows(x, "cls", axis, prefix=prefix)
+
+
+def _reported(layer: str) -> str:
+    """The name in the report of a hooked layer: the model itself is its output."""
+    return OUTPUT + layer if layer in ("", PATCH) else layer
 
 
 def representations(

@@ -43,6 +43,7 @@ def measure(
     head: Callable[[Tensor], Tensor] | None = None,
     tokens: Tokens = "auto",
     channels: int | Mapping[str, int] | None = None,
+    reference: nn.Module | None = None,
     rtol: float = DEFAULT_RTOL,
     lid_k: int = DEFAULT_LID_K,
     lid_size: int = 5000,
@@ -76,6 +77,8 @@ def measure(
             are both (of the model's own output, `output` is the class token), else the mean.
         channels: the axis of the channels, 1 or -1, for all layers or by layer (`output` for the
             model's); found from the layers where it is not given, see `channel_axis`.
+        reference: a model that takes the same images, such as that of an earlier checkpoint: the
+            layers of patch tokens have `gram_drift` from it, beside the other dense measures.
         rtol: a dimension counts as collapsed below this times the largest singular value.
         lid_k: number of neighbours of the local intrinsic dimensionality; with no more rows than
             that, all others, with a warning.
@@ -90,7 +93,8 @@ def measure(
 
     Raises:
         ValueError: if the dataloader is empty, a batch holds no tensor, labels are missing, a layer
-            does not exist or is not called, or an argument is out of range.
+            does not exist or is not called, the reference cannot be run or no layer of both gives
+            patch tokens, or an argument is out of range.
 
     Examples:
         >>> from torch.utils.data import DataLoader
@@ -120,7 +124,9 @@ def measure(
         metrics[layer].update(rows)
 
     if not isinstance(model, nn.Module):
-        _check_no_model_arguments(dataloader=dataloader, layers=layers, head=head)
+        _check_no_model_arguments(
+            dataloader=dataloader, layers=layers, head=head, reference=reference
+        )
         keywords: dict[str, Any] = {"rtol": rtol, "lid_k": lid_k, "lid_size": lid_size}
         return measure_embeddings(model, seed=seed, name=name, progress=progress, **keywords)
     if dataloader is None:
@@ -128,7 +134,7 @@ def measure(
     chosen = list(stages(model) if layers is None else layers)
     if chosen:
         find_layers(model, chosen)
-    run = FeaturePass(model, chosen, layers is None, take, head, tokens, channels)
+    run = FeaturePass(model, chosen, layers is None, take, head, tokens, channels, reference)
     parameter = next(model.parameters(), torch.empty(0))
     target = torch.device(device) if device is not None else parameter.device
     with evaluating(model, target):
@@ -141,6 +147,9 @@ def measure(
                 settings |= {f"knn_{key}": value for key, value in _KNN.items()}
             if "linear" in classifiers:
                 accuracy["linear"] = linear_accuracy(*bank, *held_out)
+    dense = run.dense_measures()
+    if reference is not None and not any("gram_drift" in values for values in dense.values()):
+        raise ValueError("reference must give patch tokens as the model does; no layer has both")
     silent = silent_layers(chosen, widths)
     if silent and layers is not None:
         raise ValueError(f"layers must be called in forward, got {', '.join(map(repr, silent))}")
@@ -148,7 +157,7 @@ def measure(
     order = [n for n in named if n in widths]
     return CollapseReport(
         name=name or type(model).__name__,
-        layers=[_layer(n, widths[n], metrics[n]) for n in order],
+        layers=[_layer(n, widths[n], metrics[n], dense.get(n, {})) for n in order],
         weights=[_weight(n, s) for n, s in _weights(model).items()],
         settings=settings,
         accuracy=accuracy,
@@ -210,7 +219,7 @@ def _bar(dataloader: Iterable[Any], shown: bool) -> Iterable[Any]:
             bar.advance(task)
 
 
-def _layer(name: str, width: int, metrics: LayerMetrics) -> LayerRecord:
+def _layer(name: str, width: int, metrics: LayerMetrics, dense: Mapping[str, float]) -> LayerRecord:
     reading = metrics.compute()
     problems = dict(reading.problems)
     if math.isinf(reading.scalars["condition_number"]):
@@ -218,7 +227,7 @@ def _layer(name: str, width: int, metrics: LayerMetrics) -> LayerRecord:
     return LayerRecord(
         name=name,
         dimensions=width,
-        scalars=finite(reading.scalars),
+        scalars=finite({**reading.scalars, **dense}),
         problems=problems,
         spectrum=[] if reading.spectrum is None else list(map(rounded, reading.spectrum.tolist())),
         lid=[] if reading.lid is None else list(map(rounded, reading.lid.tolist())),

@@ -23,7 +23,7 @@ class DenseCollector:
         channels: as `lightly_collapse.metrics.FeatureHooks`.
         prefix: as `lightly_collapse.metrics.FeatureHooks`.
         when: asked at every forward pass whether it counts.
-        on_error: called with what failed and the error.
+        on_error: called with what failed and the error; by default a ValueError is raised.
 
     Raises:
         ValueError: if `reference` is of no module that holds a layer, lacks one, or is a part of
@@ -88,7 +88,7 @@ class DenseCollector:
 
     def _fail(self, what: str, error: Exception) -> None:
         if self._on_error is None:
-            raise error
+            raise ValueError(f"{what} cannot be measured on these images: {error}") from error
         self._on_error(what, error)
 
     def _of(self, layer: str) -> TokenMetrics:

@@ -366,6 +366,33 @@ def test_no_logger_ends_a_run(tmp_path):
     ]
 
 
+class Down(Numbers):
+    """As a logger whose server is down."""
+
+    name = "down"
+
+    def log_metrics(self, metrics, step=None):
+        if any(name.startswith("collapse/") for name in metrics):
+            raise ConnectionError("no route to host")
+
+    def log_image(self, key, images, **kwargs):
+        raise ConnectionError("no route to host")
+
+
+def test_a_logger_that_is_down_ends_no_run(tmp_path):
+    numbers = Numbers()
+    with pytest.warns(UserWarning, match="Down does not take the") as warned:
+        trainer = fit(
+            Siamese(), tmp_path, CollapseMonitor(every_n_steps=2, lid_k=5), logger=[Down(), numbers]
+        )
+    assert trainer.global_step == 6
+    assert [step for step, _ in numbers.logged] == [2, 4, 6]
+    messages = {str(w.message) for w in warned if "Down" in str(w.message)}
+    assert messages == {
+        f"Down does not take the {what}: no route to host" for what in ("readings", "spectrum")
+    }
+
+
 def test_the_alarm(tmp_path):
     alarm = CollapseAlarm(raise_on_alarm=True)
     with pytest.raises(CollapseError, match="dead has collapsed"), pytest.warns(match="cannot"):

@@ -86,3 +86,9 @@ def test_bad_input():
         feature_rows(torch.zeros(3))
     with pytest.raises(ValueError, match="channels must be an axis"):
         feature_rows(x, channels=2)
+
+
+def test_of_a_backbone_of_transformers_the_deepest_map():
+    maps = (torch.zeros(2, 4, 8, 8), torch.ones(2, 6, 4, 4))
+    output = {"feature_maps": maps, "hidden_states": None}
+    torch.testing.assert_close(feature_rows(output, channels="first"), torch.ones(2, 6))

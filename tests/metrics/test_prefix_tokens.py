@@ -16,6 +16,13 @@ def timm_vit(**settings):
     return timm.models.vision_transformer.VisionTransformer(num_classes=0, **small, **settings)
 
 
+def timm_eva(**settings):
+    """DINOv3's class in timm, whose attention layers know the number of prefix tokens too."""
+    timm = pytest.importorskip("timm")
+    small = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
+    return timm.models.eva.Eva(num_classes=0, global_pool="avg", **small, **settings)
+
+
 def transformers_model(kind, **settings):
     transformers = pytest.importorskip("transformers")
     small = {
@@ -52,6 +59,7 @@ MODELS = {
         0,
         False,
     ),
+    "timm, EVA with registers": (lambda: timm_eva(num_reg_tokens=4), "blocks.1", 5, True),
     "torchvision": (torchvision_vit, "encoder.ln", 1, True),
     "ViT": (lambda: transformers_model("ViT"), "", 1, True),
     "DINOv2": (lambda: transformers_model("Dinov2"), "layernorm", 1, True),

@@ -190,6 +190,75 @@ def test_an_encoder_whose_forward_is_never_called(norm, offered):
         assert tracker.step()[f"collapse/backbone.{offered}/rows"] == 16
 
 
+def test_blocks_called_one_by_one_are_offered_before_a_patch_embedding():
+    class Aim(nn.Module):
+        """As Lightly's AIM: patch embedding with parts of its own, blocks, no norm at the end."""
+
+        def __init__(self):
+            super().__init__()
+            self.patch_embed = Encodes()
+            self.patch_embed.forward = self.patch_embed.embed.forward
+            self.blocks = nn.Sequential(nn.Linear(8, 64), nn.Linear(64, 8))
+            self.norm = nn.Identity()
+
+    model = nn.ModuleDict({"backbone": Aim()})
+    backbone = model["backbone"]
+    with CollapseTracker(model, every_n_steps=1, lid_k=4) as tracker:
+        x = backbone.patch_embed(torch.randn(16, 6))
+        for block in backbone.blocks:
+            x = block(x)
+        backbone.norm(x)
+        with pytest.warns(UserWarning, match=r'Use layers=\("backbone.blocks.1",\)'):
+            tracker.step()
+
+
+class Strange(torch.Tensor):
+    """A tensor whose shape cannot be asked for, as those of other packages."""
+
+    @property
+    def ndim(self):
+        raise AttributeError("no shape")
+
+
+def test_any_error_of_an_output_is_warned_of():
+    layer = nn.Identity()
+    with CollapseTracker(layer, ("",), every_n_steps=1) as tracker:
+        with pytest.warns(UserWarning, match="cannot be measured: no shape"):
+            layer(torch.zeros(4, 4).as_subclass(Strange))
+        assert tracker.step() == {}
+
+
+@pytest.mark.parametrize("fullgraph", [False, True])
+@pytest.mark.parametrize("output", [None, (), {"a": None}, "text"])
+def test_compiled_layers_that_give_no_tensor(output, fullgraph):
+    class Layer(nn.Module):
+        def forward(self, x):
+            return output
+
+    torch._dynamo.reset()
+    model = nn.Sequential(nn.Linear(4, 4))
+    model.inner = Layer()
+    model.forward = lambda x: (model.inner(x), model[0](x))[1]
+    with CollapseTracker(model, ("0", "inner"), every_n_steps=1, lid_k=4) as tracker:
+        torch.compile(model, backend="eager", fullgraph=fullgraph)(torch.randn(16, 4))
+        with pytest.warns(UserWarning, match="forward of inner was never called"):
+            readings = tracker.step()
+    assert readings["collapse/0/rows"] == 16
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"step\n" + b"1" * 200_000])
+def test_a_damaged_table_is_written_anew(tmp_path, content):
+    path = tmp_path / "collapse.csv"
+    path.write_bytes(content)
+    model = Siamese()
+    with pytest.warns(UserWarning, match="cannot be read and is written anew"):
+        tracker = CollapseTracker(model, every_n_steps=1, lid_k=4, dirpath=tmp_path, initial_step=4)
+    train(model, 1, tracker)
+    tracker.close()
+    assert [row["step"] for row in rows_of(path)] == ["5"]
+
+
 def test_what_cannot_be_measured_is_warned_of_once_and_ends_nothing():
     class Odd(nn.Module):
         def __init__(self):
