@@ -47,7 +47,7 @@ class ReferenceModel:
     ) -> None:
         find_layers(model, layers)
         self.model = model.eval()
-        self._arguments: tuple[Any, ...] = (tokens, channels, prefix)
+        self._tokens, self._channels, self._prefix = tokens, channels, prefix
         self._layers = layers
 
     def __call__(self, *args: Any, **kwargs: Any) -> PatchTokens:
@@ -64,7 +64,9 @@ class ReferenceModel:
                     self.model,
                     self._layers,
                     lambda *_: None,
-                    *self._arguments,
+                    self._tokens,
+                    self._channels,
+                    self._prefix,
                     dense=lambda name, x: found.setdefault(name, []).append(x),
                 )
             )
