@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lightly_collapse.metrics import FeatureHooks
 from lightly_collapse.metrics.channels import channel_axis
 from lightly_collapse.metrics.dense import means
+from lightly_collapse.metrics.dense_collector import DenseCollector
 from lightly_collapse.metrics.features import (
     PATCH,
     Tokens,
@@ -18,7 +19,6 @@ from lightly_collapse.metrics.features import (
     plain_name,
 )
 from lightly_collapse.metrics.prefix_tokens import PrefixTokens, prefix_tokens
-from lightly_collapse.tracking.dense import DenseCollector
 
 OUTPUT, EMBEDDING = "output", "embedding"
 """Names of the layers that are the model's output and what the loss acts on."""

@@ -15,9 +15,9 @@ from lightly_collapse.functional.spectrum import DEFAULT_RTOL
 from lightly_collapse.metrics import FeatureHooks, LayerMetrics, Reading
 from lightly_collapse.metrics.channels import Channels
 from lightly_collapse.metrics.dense import means
+from lightly_collapse.metrics.dense_collector import DenseCollector
 from lightly_collapse.metrics.features import Tokens, find_layers, silent_layers
 from lightly_collapse.tracking.calls import CallRecorder
-from lightly_collapse.tracking.dense import DenseCollector
 
 _NO_DRIFT = (
     "the forward of the module that the reference stands for was not called, is compiled, or the "
