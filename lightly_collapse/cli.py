@@ -119,6 +119,7 @@ VERBS = {
         "lightly_collapse.report.command", "compare_command", ["reports"], check=check_compare
     ),
     "predict": Verb("lightly_collapse.report.predict", "predict", check=check_predict),
+    "diagnose": Verb("lightly_collapse.pretrain.diagnose", "diagnose_command", ["run"]),
     "toy": Verb("lightly_collapse.report.toy", "toy", ["experiment"], check=check_toy),
     "export": Verb("lightly_collapse.export.command", "export", check=check_export),
 }

@@ -285,3 +285,25 @@ def load_images(data: str) -> Sequence[Image.Image] | ImageFiles:
         return ImageFiles(data)
     scans = digit_scans(8)[0] * 255
     return [v2.functional.to_pil_image(scan) for scan in scans.to(torch.uint8)]
+
+
+class InColour:
+    """Images in RGB, whatever they are in a data set: what models take.
+
+    Args:
+        images: map-style, of PIL images.
+
+    Examples:
+        >>> InColour(load_images("digits"))[0].mode
+        'RGB'
+    """
+
+    def __init__(self, images: Sequence[Image.Image] | ImageFiles) -> None:
+        self._images = images
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        """The image of that number."""
+        return self._images[index].convert("RGB")

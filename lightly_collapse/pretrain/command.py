@@ -92,9 +92,11 @@ class _PretrainCLI(LightningCLI):
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the lines in which Lightning tells which devices it found."""
-    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric")]
+    # Lightning's other package, where it is imported too, takes over the lines of both.
+    packages = ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric")
+    loggers = [logging.getLogger(name) for name in packages]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.WARNING)
@@ -138,7 +140,7 @@ def pretrain(arguments: Sequence[str] | Mapping[str, Any]) -> Trainer:
         config, rest = split_config(arguments)
         parsed = ["--config", yaml.safe_dump(config, sort_keys=False), *rest] if config else rest
     try:
-        with warnings.catch_warnings(), _quiet():
+        with warnings.catch_warnings(), quiet():
             # Lightning warns of arguments that are not those of the process.
             warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
             cli = _PretrainCLI(parsed)

@@ -118,11 +118,11 @@ def probe(
     if settings is None and data is None:
         raise ValueError(f"config {config or beside} must have `data`, as a run's config.yaml has")
     known = loaded.pretrained is not None and settings is not None
-    how = _preparation(_data_module(settings)) if known and settings else None
+    how = _preparation(data_module(settings)) if known and settings else None
     how = how or published_preparation(loaded, small=data == "digits")
     if data is not None:
         settings = _settings_of(data, settings if known else None)
-    images = _data_module(settings or {}, batch_size=batch_size, num_workers=workers)
+    images = data_module(settings or {}, batch_size=batch_size, num_workers=workers)
     images.image_size = image_size or how.image_size
     images.normalization = how.normalization
     if images.num_classes < 2:
@@ -214,7 +214,7 @@ def pretraining_images(checkpoint: str | os.PathLike[str]) -> Preparation | None
         return None
     try:
         settings = _data_settings(path)
-        return None if settings is None else _preparation(_data_module(settings))
+        return None if settings is None else _preparation(data_module(settings))
     except ValueError:
         return None
 
@@ -265,8 +265,12 @@ def _data_settings(path: str | os.PathLike[str]) -> dict[str, Any] | None:
     return settings if isinstance(settings, dict) else None
 
 
-def _data_module(settings: Mapping[str, Any], **changes: Any) -> PretrainData:
-    """The data module that a configuration names, with some arguments changed unless None."""
+def data_module(settings: Mapping[str, Any], **changes: Any) -> PretrainData:
+    """The data module that a configuration names, with some arguments changed unless None.
+
+    Raises:
+        ValueError: if the settings are at fault.
+    """
     arguments = {**(settings.get("init_args") or {})}
     arguments |= {name: value for name, value in changes.items() if value is not None}
     parser = ArgumentParser(exit_on_error=False)

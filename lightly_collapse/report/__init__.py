@@ -2,6 +2,7 @@
 
 from lightly_collapse.report.collapse_report import CollapseReport
 from lightly_collapse.report.compare import Comparison, compare
+from lightly_collapse.report.diagnosis import Diagnosis, diagnose
 from lightly_collapse.report.embeddings import measure_embeddings
 from lightly_collapse.report.measure import measure
 from lightly_collapse.report.records import LayerRecord, WeightRecord
@@ -9,9 +10,11 @@ from lightly_collapse.report.records import LayerRecord, WeightRecord
 __all__ = [
     "CollapseReport",
     "Comparison",
+    "Diagnosis",
     "LayerRecord",
     "WeightRecord",
     "compare",
+    "diagnose",
     "measure",
     "measure_embeddings",
 ]

@@ -28,7 +28,7 @@ from lightly_collapse._arguments import (
 from lightly_collapse._combinations import check_predict
 from lightly_collapse.functional.spectrum import DEFAULT_RTOL
 from lightly_collapse.io.files import atomic_write, check_writable_folder
-from lightly_collapse.io.images import IMAGENET, load_images
+from lightly_collapse.io.images import IMAGENET, InColour, load_images
 from lightly_collapse.io.memory import require_memory
 from lightly_collapse.io.models import load_model
 from lightly_collapse.report.pages.predict import predict_page, spectrum_png
@@ -149,7 +149,7 @@ def predict(
     found: Any = load_images(data)
     make_views = named_transform(transform, size)
     if encoder is not None:
-        found = _Coloured(found)
+        found = InColour(found)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
                TimeRemainingColumn())  # fmt: skip
     with Progress(*columns, console=console, transient=True) as bar:
@@ -211,19 +211,6 @@ def _encoder(arch: str | None, checkpoint: Any) -> tuple[int, Callable[[Tensor],
         return model(IMAGENET(views))
 
     return getattr(model, "feature_dim", 0), encode
-
-
-class _Coloured:
-    """Images of one channel in three, which models take."""
-
-    def __init__(self, images: Any) -> None:
-        self._images = images
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def __getitem__(self, index: int) -> Any:
-        return self._images[index].convert("RGB")
 
 
 def _table(p: CollapsePrediction) -> Table:

@@ -1,8 +1,9 @@
 """Views: batched on the training device for small images, Lightly's in workers for large ones."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from lightly.transforms.dino_transform import DINOViewTransform
@@ -36,6 +37,7 @@ class ViewSettings:
         blur: probability of a Gaussian blur, of the first and of the second view.
         solarize: probability that pixels above one half are inverted, of the first and of the
             second view.
+        noise: standard deviation of Gaussian noise on every pixel, whose range is [0, 1].
         local_crops: how many small views are drawn besides (SwAV, DINO).
         local_scale: smallest and largest share of the area that a small view shows.
         local_size: height and width of a small view; None for half the image's.
@@ -53,6 +55,7 @@ class ViewSettings:
     gray: float = 0.2
     blur: tuple[float, float] = (0.5, 0.5)
     solarize: tuple[float, float] = (0.0, 0.0)
+    noise: float = 0.0
     local_crops: int = 0
     local_scale: tuple[float, float] = (0.05, 0.14)
     local_size: int | None = None
@@ -67,6 +70,8 @@ class ViewSettings:
                     f"views.jitter times views.{name} must be in [0, {most}], got {self.jitter} "
                     f"times {strength}"
                 )
+        if not 0 <= self.noise < math.inf:
+            raise ValueError(f"views.noise must be finite and not negative, got {self.noise}")
         if self.local_crops < 0:
             raise ValueError(f"views.local_crops must not be negative, got {self.local_crops}")
         for name in ("flip", "vertical_flip", "jitter_probability", "gray", "blur", "solarize"):
@@ -78,6 +83,29 @@ class ViewSettings:
             raise ValueError(
                 f"views.local_scale must be two increasing shares in (0, 1], got {low}, {high}"
             )
+
+    def random_steps(self) -> dict[str, dict[str, Any]]:
+        """The random steps that are on: from a name to the settings that switch it off.
+
+        Examples:
+            >>> ViewSettings(jitter=0.0, gray=0.0, blur=(0.0, 0.0)).random_steps()
+            {'crop': {'min_scale': 1.0}, 'flip': {'flip': 0.0}}
+        """
+        off: dict[str, dict[str, Any]] = {
+            "crop": {"min_scale": 1.0},
+            "flip": {"flip": 0.0},
+            "vertical flip": {"vertical_flip": 0.0},
+            "colour jitter": {"jitter": 0.0},
+            "gray": {"gray": 0.0},
+            "blur": {"blur": (0.0, 0.0)},
+            "solarize": {"solarize": (0.0, 0.0)},
+            "noise": {"noise": 0.0},
+        }
+        return {
+            name: settings
+            for name, settings in off.items()
+            if any(getattr(self, key) != value for key, value in settings.items())
+        }
 
 
 @dataclass(frozen=True)
@@ -116,28 +144,40 @@ def worker_views(
     Returns:
         A callable from a PIL image to a list of (3, height, width) tensors.
     """
-    return MultiViewTransform(
-        [
-            DINOViewTransform(
-                crop_size=view.size,
-                crop_scale=view.scale,
-                hf_prob=settings.flip,
-                vf_prob=settings.vertical_flip,
-                cj_prob=settings.jitter_probability,
-                cj_strength=settings.jitter,
-                cj_bright=settings.brightness,
-                cj_contrast=settings.contrast,
-                cj_sat=settings.saturation,
-                cj_hue=settings.hue,
-                random_gray_scale=settings.gray,
-                gaussian_blur=view.blur,
-                sigmas=_BLUR_SIGMA,
-                solarization_prob=view.solarize,
-                normalize={"mean": list(mean), "std": list(std)},
-            )
-            for view in _views(settings, size, global_views)
-        ]
-    )
+    transforms = [
+        DINOViewTransform(
+            crop_size=view.size,
+            crop_scale=view.scale,
+            hf_prob=settings.flip,
+            vf_prob=settings.vertical_flip,
+            cj_prob=settings.jitter_probability,
+            cj_strength=settings.jitter,
+            cj_bright=settings.brightness,
+            cj_contrast=settings.contrast,
+            cj_sat=settings.saturation,
+            cj_hue=settings.hue,
+            random_gray_scale=settings.gray,
+            gaussian_blur=view.blur,
+            sigmas=_BLUR_SIGMA,
+            solarization_prob=view.solarize,
+            normalize={"mean": list(mean), "std": list(std)},
+        )
+        for view in _views(settings, size, global_views)
+    ]
+    if settings.noise > 0:
+        noise = _Noise([settings.noise / s for s in std])
+        transforms = [v2.Compose([transform, noise]) for transform in transforms]
+    return MultiViewTransform(transforms)
+
+
+class _Noise:
+    """Gaussian noise on a normalised image, with a standard deviation for each channel."""
+
+    def __init__(self, std: Sequence[float]) -> None:
+        self._std = torch.tensor(std)[:, None, None]
+
+    def __call__(self, image: Tensor) -> Tensor:
+        return image + self._std * torch.randn_like(image)
 
 
 def evaluation_view(size: int, normalization: Callable[[Tensor], Tensor]) -> v2.Compose:
@@ -193,7 +233,7 @@ class DeviceViews:
             images: (n, 3, height, width) in [0, 1].
 
         Returns:
-            One (n, 3, size, size) tensor a view, in [0, 1].
+            One (n, 3, size, size) tensor a view, in [0, 1] but for the noise.
         """
         return [self._draw(images, view) for view in self._views]
 
@@ -216,6 +256,8 @@ class DeviceViews:
         if view.solarize > 0:
             chosen = _chosen(n, view.solarize, device)
             x[chosen] = torch.where(x[chosen] >= 0.5, 1 - x[chosen], x[chosen])
+        if s.noise > 0:
+            x = x + s.noise * torch.randn_like(x)
         return x
 
 

@@ -1,5 +1,6 @@
 """What all data modules share: their loaders, and the order and random numbers of training."""
 
+import itertools
 import random
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
@@ -161,6 +162,23 @@ class PretrainData(LightningDataModule):
         """
         train, held_out = self.evaluation_loaders()
         return _Prepared(self, train), _Prepared(self, held_out)
+
+    def random_steps(self) -> dict[str, dict[str, Any]]:
+        """The random steps of the views that are on.
+
+        Returns:
+            From a step's name to the arguments of this module that switch it off.
+        """
+        return {name: {"views": off} for name, off in self.views.random_steps().items()}
+
+    def training_images(self, count: int) -> Iterable[Any]:
+        """The first training images as they are, after `setup`.
+
+        Args:
+            count: how many at most.
+        """
+        loader = self.evaluation_loaders(count)[0]
+        return itertools.islice((x for batch in loader for x in batch[0]), count)
 
     def _chosen(self, count: int) -> list[int]:
         """Which of the training images are used: the same ones for every seed."""

@@ -107,6 +107,11 @@ class SmallImages(PretrainData):
             yield self.normalization(draw(batch.float() / 255)[0]), labels
 
     @override
+    def training_images(self, count: int) -> Iterable[Any]:
+        """The first training images, as bytes."""
+        return self._train.images[:count]
+
+    @override
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Turn the bytes into colours, and in training into views."""
         images, labels = batch
