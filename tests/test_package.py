@@ -197,5 +197,10 @@ def test_wheel_holds_every_file_of_the_package() -> None:
     assert "lightly_collapse/py.typed" in files
     assert {p.relative_to(ROOT).as_posix() for p in FILES} <= files
     assert all(name.startswith("lightly_collapse/") for name in files)
-    templates = {p.relative_to(ROOT).as_posix() for p in PACKAGE.rglob("*.html")}
-    assert templates <= files
+    parts = {
+        p.relative_to(ROOT).as_posix()
+        for p in PACKAGE.glob("report/pages/**/*")
+        if p.is_file() and "__pycache__" not in p.parts
+    }
+    assert parts <= files
+    assert "lightly_collapse/report/pages/vega/LICENSE" in parts

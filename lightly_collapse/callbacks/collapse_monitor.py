@@ -33,9 +33,10 @@ class CollapseMonitor(Callback):
     validation loop, during training (with the weights and the mode of each step). At the end of
     the epoch every metric is logged through the module under `collapse/<layer>/<metric>`, so that
     `EarlyStopping(monitor="collapse/backbone/rankme")` works; the spectra are drawn to loggers that
-    take figures or images and `collapse.csv` gets a row. With `every_n_steps` a
-    `lightly_collapse.tracking.CollapseTracker` reads the training steps instead. Training goes on
-    bit by bit as without it, and neither a logger nor a layer that cannot be measured ends it.
+    take figures or images, `collapse.csv` gets a row and `collapse-spectra.json` the spectra. With
+    `every_n_steps` a `lightly_collapse.tracking.CollapseTracker` reads the training steps instead.
+    Training goes on bit by bit as without it, and neither a logger nor a layer that cannot be
+    measured ends it.
 
     The metrics are those of `lightly_collapse.metrics.collapse_metrics` and, of a sample of the
     rows, `mlid` (the geometric mean of the local intrinsic dimensionality), `two_nn` and
@@ -58,7 +59,8 @@ class CollapseMonitor(Callback):
         rtol: a dimension counts as collapsed below this times the largest singular value.
         lid_k: number of neighbours of `mlid`.
         lid_size: number of rows sampled at most for `mlid`, `two_nn` and `uniformity`.
-        dirpath: folder of `collapse.csv`; the trainer's log folder by default.
+        dirpath: folder of `collapse.csv` and `collapse-spectra.json`; the trainer's log folder by
+            default.
         reference: frozen model that `gram_drift` of the patch tokens is measured from, by name of
             the module that it is the counterpart of, as `{"backbone": earlier}`; see
             `lightly_collapse.tracking.CollapseTracker`.
@@ -231,7 +233,7 @@ class CollapseMonitor(Callback):
         self._draw(trainer, layers, f"epoch {trainer.current_epoch}")
         if self._table is not None:
             key = {"epoch": trainer.current_epoch, "step": trainer.global_step}
-            write_row(self._table, key, readings, collector)
+            write_row(self._table, key, readings, layers, collector)
         report_alarm(self.alarm, trainer.global_step, readings, collector)
 
     def _draw(self, trainer: pl.Trainer, layers: dict[str, LayerReading], title: str) -> None:

@@ -391,7 +391,8 @@ def _report(folder: Path, results: Sequence[Mapping[str, Any]], cells: int) -> N
     if finished:
         for name, png in sweep_figures(finished).items():
             atomic_write(folder / name, png)
-    atomic_write(folder / "report.html", sweep_page(headings, body, rows, finished, cells).encode())
+    page = sweep_page(headings, ["", "", *COLUMNS], body, rows, finished, cells)
+    atomic_write(folder / "report.html", page.encode())
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for i, heading in enumerate(headings):
         table.add_column(heading.replace(" ", "\n"), justify="right" if i else "left")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 
 from lightly_collapse.io.files import atomic_write
+from lightly_collapse.io.spectra import TrainingSpectra
 from lightly_collapse.report.pages.measure import measure_page, spectrum_plot
 from lightly_collapse.report.records import ModelRecord
 
@@ -29,13 +30,17 @@ class CollapseReport(ModelRecord):
         """The centred spectrum of every layer, divided by its largest singular value."""
         return spectrum_plot(self)
 
-    def to_html(self, path: str | os.PathLike[str]) -> None:
+    def to_html(
+        self, path: str | os.PathLike[str], training: TrainingSpectra | None = None
+    ) -> None:
         """Write a self-contained page.
 
         Args:
             path: the file.
+            training: spectra over the training that made the model, as a monitor recorded them:
+                the page shows them with a slider.
 
         Raises:
             OSError: if it cannot be written.
         """
-        atomic_write(path, measure_page(self).encode())
+        atomic_write(path, measure_page(self, training).encode())

@@ -1,5 +1,6 @@
 """What `lightly-collapse measure` and `lightly-collapse compare` do."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +34,7 @@ from lightly_collapse.io.images import ImageFolderLoader, Preparation, digits_lo
 from lightly_collapse.io.memory import require_memory
 from lightly_collapse.io.models import load_model
 from lightly_collapse.io.preparation import published_preparation
+from lightly_collapse.io.spectra import FILE_NAME, TrainingSpectra
 from lightly_collapse.metrics.features import Tokens
 from lightly_collapse.report.collapse_report import CollapseReport
 from lightly_collapse.report.compare import compare
@@ -62,6 +64,7 @@ def measure_command(
     device: Device = "auto",
     seed: Seed = 0,
     name: str | None = None,
+    spectra: InputFile | None = None,
     output: OutputFolder = "collapse-measure",
     pretraining: Preparation | None = None,
 ) -> CollapseReport:
@@ -91,6 +94,8 @@ def measure_command(
         device: auto, cpu, cuda, cuda:N or mps.
         seed: of random weights and choices.
         name: of the model in tables and figures; that of the checkpoint or the model by default.
+        spectra: collapse-spectra.json of a training, which the page shows with a slider; that
+            beside the checkpoint by default.
         output: folder to write to; made if missing.
         pretraining: how the images of the checkpoint's pretraining were prepared, where known.
 
@@ -109,6 +114,7 @@ def measure_command(
     batch_size = batch_size or _BATCH_SIZE
     target = find_device(device)
     folder = check_writable_folder(output)
+    training, training_notes = _training_spectra(spectra, checkpoint)
     torch.manual_seed(seed)
     loaded = load_model(arch, checkpoint, prefix=prefix)
     earlier = None if reference is None else load_model(arch, reference, prefix=prefix)
@@ -163,10 +169,11 @@ def measure_command(
             *loaded.notes,
             f"Images of {how.image_size} x {how.image_size} pixels ({how.reason}).",
             *_unreadable_notes(getattr(loader, "unreadable", [])),
+            *training_notes,
         ],
     )
     report.save(folder / "measure.json")
-    report.to_html(folder / "measure.html")
+    report.to_html(folder / "measure.html", training)
     atomic_write(folder / "spectrum.png", to_png(report.plot()))
     console = Console(highlight=False, soft_wrap=True)
     console.print(report.table(), markup=False)
@@ -174,6 +181,25 @@ def measure_command(
         console.print(line, markup=False)
     console.print(f"Wrote measure.json, measure.html and spectrum.png to {folder}", markup=False)
     return report
+
+
+def _training_spectra(
+    given: str | os.PathLike[str] | None, checkpoint: Any
+) -> tuple[TrainingSpectra | None, list[str]]:
+    """Those of a file, or what a monitor wrote in the checkpoint's folder or above it; and a note.
+
+    A file that was not asked for and cannot be read is a note.
+    """
+    if given is not None:
+        return TrainingSpectra.load(given), []
+    folder = Path(checkpoint).absolute().parent if checkpoint is not None else None
+    for path in (folder / FILE_NAME, folder.parent / FILE_NAME) if folder else ():
+        if path.is_file():
+            try:
+                return TrainingSpectra.load(path), []
+            except (ValueError, OSError) as error:
+                return None, [f"The spectra over training are not shown: {error}."]
+    return None, []
 
 
 def _loader(

@@ -2,6 +2,22 @@
 
 from typing import NamedTuple
 
+DOCS = "https://lightly-collapse.readthedocs.io/en/latest"
+"""Where the documentation is published."""
+
+
+def docs_url(name: str) -> str:
+    """Where the documentation says what a measure means and when it misleads.
+
+    Args:
+        name: of the measure, as in `GLOSSARY`.
+
+    Examples:
+        >>> docs_url("effective_rank").rpartition("/")[2]
+        'measures.html#effective-rank'
+    """
+    return f"{DOCS}/guide/measures.html#{name.replace('_', '-')}"
+
 
 class Entry(NamedTuple):
     """A number's title, its meaning, and whether `higher` or `lower` is better, or `neither`."""

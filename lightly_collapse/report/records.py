@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,7 @@ class LayerRecord:
     @property
     def normalized_eigenvalues(self) -> list[float]:
         """Eigenvalues of the covariance divided by the largest, in descending order."""
-        return [(s / self.spectrum[0]) ** 2 for s in self.spectrum]
+        return [s**2 for s in relative(self.spectrum)]
 
 
 @dataclass(frozen=True)
@@ -261,6 +261,11 @@ def format_value(value: float | None) -> str:
     if abs(value) >= 1e5 or abs(value) < 1e-2:
         return f"{value:.2e}"
     return f"{value:.{max(0, 3 - math.floor(math.log10(abs(value))) - 1)}f}"
+
+
+def relative(spectrum: Sequence[float]) -> list[float]:
+    """Singular values in descending order, divided by the largest; zeros where that is zero."""
+    return [s / spectrum[0] if spectrum[0] > 0 else 0.0 for s in spectrum]
 
 
 def finite(values: Mapping[str, float]) -> dict[str, float | None]:

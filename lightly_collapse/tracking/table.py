@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lightly_collapse.io.files import atomic_write
+from lightly_collapse.io.spectra import FILE_NAME, SpectraFile
 
 
 class ReadingsTable:
@@ -14,6 +15,10 @@ class ReadingsTable:
     Args:
         path: the file; its folder is made when the first row is written.
         key: name of the column that tells rows apart, such as `step`.
+
+    Attributes:
+        path: the file.
+        spectra: the file of spectra beside it.
 
     Examples:
         >>> import tempfile
@@ -26,6 +31,7 @@ class ReadingsTable:
 
     def __init__(self, path: str | Path, key: str) -> None:
         self.path = Path(path)
+        self.spectra = SpectraFile(self.path.with_name(FILE_NAME), key)
         self._key = key
         self._rows: dict[int, dict[str, object]] = {}
 
@@ -39,6 +45,7 @@ class ReadingsTable:
             OSError: if the file cannot be read, or is no table.
         """
         self._rows = {}
+        self.spectra.resume(before)
         if not before or not self.path.is_file():
             return
         try:

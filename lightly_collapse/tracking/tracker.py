@@ -43,7 +43,8 @@ class CollapseTracker:
         rtol: a dimension counts as collapsed below this times the largest singular value.
         lid_k: number of neighbours of `mlid`.
         lid_size: number of rows sampled at most for `mlid`, `two_nn` and `uniformity`.
-        dirpath: folder in which `collapse.csv` gets a row a reading; none is written by default.
+        dirpath: folder in which `collapse.csv` gets a row a reading and `collapse-spectra.json` the
+            spectra; nothing is written by default.
         reference: frozen model whose patch similarities `gram_drift` is measured from, such as the
             one of an earlier checkpoint: it is given the same images. Of the whole model, or by
             name of the module that it is the counterpart of, as `{"backbone": earlier}`; that
@@ -159,7 +160,8 @@ class CollapseTracker:
         self._collector.reset()
         self.readings = scalars_of(self.layer_readings)
         if self._table is not None:
-            write_row(self._table, {"step": self.steps}, self.readings, self._collector)
+            key = {"step": self.steps}
+            write_row(self._table, key, self.readings, self.layer_readings, self._collector)
         report_alarm(self._alarm, self.steps, self.readings, self._collector)
 
     @property
@@ -215,13 +217,20 @@ def write_row(
     table: ReadingsTable,
     key: dict[str, int],
     readings: dict[str, float],
+    layers: Mapping[str, LayerReading],
     collector: LayerCollector,
 ) -> None:
-    """Add a row of readings; a disk that cannot be written is warned of once."""
+    """Add a row of readings, and their spectra; an unwritable disk is warned of once."""
     row = {name.removeprefix("collapse/"): value for name, value in readings.items()}
+    spectra = {
+        name: found.reading.spectrum.tolist()
+        for name, found in layers.items()
+        if found.reading.spectrum is not None
+    }
     first = not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
     try:
         table.add({**key, **row}, write=first)
+        table.spectra.add(next(iter(key.values())), spectra, write=first)
     except OSError as error:
         collector.warn("table", f"{table.path} cannot be written: {error}")
 

@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 
 import pytest
 import torch
@@ -14,6 +13,7 @@ from lightly_collapse import functional
 from lightly_collapse.report import CollapseReport, compare, measure
 from lightly_collapse.report.measure import stages
 from lightly_collapse.report.records import format_value
+from tests.page_reader import assert_self_contained, count_charts
 
 
 class Encoder(nn.Module):
@@ -211,17 +211,12 @@ def test_numbers_are_shown_with_three_digits(value, text):
     assert format_value(value) == text
 
 
-def assert_self_contained(page):
-    assert not re.findall(r'(?:src|href)="(?!data:|#)[^"]*"', page)
-    assert not re.findall(r"<script|<link|@import|url\((?!#)", page)
-
-
 def test_page(tmp_path, report):
     path = tmp_path / "r.html"
     report.to_html(path)
     page = path.read_text()
     assert_self_contained(page)
-    assert page.count("<svg") == 4  # spectrum, two heat maps, LID
+    assert count_charts(page) == 5  # spectra and heat maps of features and of weights, LID
     assert "2 of 6 dimensions carry less than 0.01" in page
     assert "higher" in page
 

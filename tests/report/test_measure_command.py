@@ -10,6 +10,7 @@ from torchvision.models import resnet18
 
 from lightly_collapse.cli import main
 from lightly_collapse.io.images import ImageFolderLoader, digits_loader
+from lightly_collapse.io.spectra import SpectraFile
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +117,53 @@ def test_failures_are_one_line(tmp_path, capsys, arguments, message):
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("lightly-collapse measure: error: ")
     assert message in error
+
+
+@pytest.mark.parametrize("place", [".", "checkpoints", "given"])
+def test_spectra_over_training_are_on_the_page(tmp_path, backbone, place):
+    """What a monitor wrote beside the checkpoint, above it, or where the option says."""
+    checkpoint = tmp_path / place / "last.ckpt"
+    checkpoint.parent.mkdir(exist_ok=True)
+    torch.save({"state_dict": prefixed(backbone, "backbone.")}, checkpoint)
+    path = tmp_path / ("elsewhere.json" if place == "given" else "collapse-spectra.json")
+    file = SpectraFile(path, "epoch")
+    for epoch in range(2):
+        file.add(epoch, {"backbone": [2.0, 1.0]})
+    words = [
+        "--arch",
+        "resnet18",
+        "--checkpoint",
+        str(checkpoint),
+        "--data",
+        "digits",
+        "--limit",
+        "30",
+    ]
+    given = ["--spectra", str(path)] if place == "given" else []
+    assert main(["measure", *words, *given, "--output", str(tmp_path / "out")]) == 0
+    assert "Spectrum over training" in (tmp_path / "out" / "measure.html").read_text()
+
+
+def test_broken_spectra_are_a_note_unless_asked_for(tmp_path, backbone, capsys):
+    checkpoint, path = tmp_path / "last.ckpt", tmp_path / "collapse-spectra.json"
+    torch.save({"state_dict": prefixed(backbone, "backbone.")}, checkpoint)
+    path.write_text("{")
+    words = [
+        "measure",
+        "--arch",
+        "resnet18",
+        "--checkpoint",
+        str(checkpoint),
+        "--data",
+        "digits",
+        "--limit",
+        "30",
+    ]
+    output = ["--output", str(tmp_path / "out")]
+    assert main([*words, *output]) == 0
+    assert "The spectra over training are not shown" in capsys.readouterr().out
+    assert main([*words, *output, "--spectra", str(path)]) == 2
+    assert "must hold spectra that a CollapseMonitor" in capsys.readouterr().err
 
 
 def test_compare_of_something_else_is_one_line(tmp_path, capsys):

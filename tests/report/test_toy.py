@@ -13,13 +13,13 @@ from lightly_collapse.theory.questions import (
     normalization_and_bias,
     when_collapse_happens,
 )
+from tests.page_reader import assert_self_contained, count_images
 
 
 def _run(folder, *arguments):
     assert main(["toy", *arguments, "--output", str(folder)]) == 0
     page = (folder / "report.html").read_text()
-    for link in ('src="', "<link", "@import", "url(http"):
-        assert link not in page
+    assert_self_contained(page)
     assert (folder / "figure.png").read_bytes().startswith(b"\x89PNG\r\n")
     text = (folder / "toy.json").read_text()
     assert "Infinity" not in text
@@ -36,7 +36,7 @@ def test_strong_augmentation(tmp_path, capsys):
         assert got == pytest.approx(expected, rel=1e-3, abs=1e-6)
     assert "Noise 1 on the last 8 of 16 coordinates, 300 steps, 2 seeds" in page
     assert "Noise 1 on" in capsys.readouterr().out
-    assert page.count("<svg") == 3
+    assert count_images(page) == 3
 
 
 def test_implicit_regularization(tmp_path):
@@ -44,7 +44,7 @@ def test_implicit_regularization(tmp_path):
                         "--seed", "3")  # fmt: skip
     assert len(record["alignment"][0]) == 16
     assert "Two layers, 200 steps, 1 seed." in page
-    assert page.count("<svg") == 3
+    assert count_images(page) == 3
 
 
 def test_more_layers_and_relus(tmp_path):
@@ -53,10 +53,10 @@ def test_more_layers_and_relus(tmp_path):
     assert len(record["singular_values"]) == 3
     assert record["closed_form"][0] == [[]]
     assert "Three layers with ReLUs between them, 50 steps" in page
-    assert page.count("<svg") == 3
+    assert count_images(page) == 3
     record, page = _run(tmp_path, "implicit-regularization", *words[:4], "--layers", "1")
     assert record["alignment"] is None
-    assert page.count("<svg") == 2
+    assert count_images(page) == 2
 
 
 def test_digits(tmp_path, monkeypatch):

@@ -151,7 +151,11 @@ class TrainedModel:
 
 
 def train(
-    method: str, settings: DemoSettings, images: Tensor, on_step: Callable[[float], None]
+    method: str,
+    settings: DemoSettings,
+    images: Tensor,
+    on_step: Callable[[float], None],
+    on_epoch: Callable[[DigitEncoder], None] | None = None,
 ) -> TrainedModel:
     """Train the encoder by one method.
 
@@ -160,6 +164,7 @@ def train(
         settings: the hyperparameters.
         images: (n, 1, height, width) training images in [0, 1].
         on_step: called after every step with the step's loss.
+        on_epoch: called with the encoder before training and after every epoch.
 
     Returns:
         The trained model in evaluation mode.
@@ -191,6 +196,8 @@ def train(
     views = BatchedViews(seed=settings.seed)
     shuffle = torch.Generator().manual_seed(settings.seed)
     losses = []
+    if on_epoch is not None:
+        on_epoch(encoder)
     for epoch in range(settings.epochs):
         total = 0.0
         for batch in _batches(images, settings.batch_size, shuffle):
@@ -207,6 +214,8 @@ def train(
             total += loss.item()
             on_step(loss.item())
         losses.append(total / steps_per_epoch(settings, len(images)))
+        if on_epoch is not None:
+            on_epoch(encoder)
     return TrainedModel(encoder.eval(), head.eval(), losses)
 
 

@@ -12,22 +12,26 @@ from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from torch import Tensor
 
 from lightly_collapse import __version__
 from lightly_collapse._arguments import Count, OutputFolder, Seed, validated
 from lightly_collapse._combinations import check_demo
+from lightly_collapse.functional import singular_values
 from lightly_collapse.io.digits import DigitsSplit, digits_split
 from lightly_collapse.io.files import atomic_write, check_writable_folder
 from lightly_collapse.pretrain.demo.methods import (
     METHODS,
     WIDTH,
     DemoSettings,
+    DigitEncoder,
     TrainedModel,
     steps_per_epoch,
     train,
 )
 from lightly_collapse.report import measure
 from lightly_collapse.report.pages.demo import demo_page, spectrum_png
+from lightly_collapse.report.records import rounded
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class DemoResult:
         spectrum: singular values of the centred representation, in descending order.
         weight_eigenvalues: normalised eigenvalues of the last convolution's weight.
         losses: mean training loss of every epoch, penalties included.
+        training_spectra: the same spectrum before training and after every epoch.
     """
 
     method: str
@@ -63,6 +68,7 @@ class DemoResult:
     spectrum: list[float]
     weight_eigenvalues: list[float]
     losses: list[float]
+    training_spectra: list[list[float]]
 
 
 @validated
@@ -133,17 +139,34 @@ def _run_all(
         bar = progress.add_task("", total=len(names) * steps, loss=float("nan"))
         for name in names:
             progress.update(bar, description=METHODS[name].title)
+            spectra: list[list[float]] = []
             model = train(
                 name,
                 settings,
                 digits.train_images,
                 on_step=lambda loss: progress.update(bar, advance=1, loss=loss),
+                on_epoch=lambda encoder, to=spectra: to.append(  # type: ignore[misc]
+                    _spectrum(encoder, digits.test_images)
+                ),
             )
-            yield _measure(name, model, settings, digits)
+            yield _measure(name, model, settings, digits, spectra)
+
+
+def _spectrum(encoder: DigitEncoder, images: Tensor) -> list[float]:
+    """Singular values of the centred representation, to the digits that a chart shows."""
+    encoder.eval()
+    with torch.no_grad():
+        values = singular_values(encoder(images), center=True)
+    encoder.train()
+    return [rounded(value) for value in values.tolist()]
 
 
 def _measure(
-    name: str, model: TrainedModel, settings: DemoSettings, digits: DigitsSplit
+    name: str,
+    model: TrainedModel,
+    settings: DemoSettings,
+    digits: DigitsSplit,
+    spectra: list[list[float]],
 ) -> DemoResult:
     report = measure(
         model.encoder,
@@ -170,6 +193,7 @@ def _measure(
         spectrum=out.spectrum,
         weight_eigenvalues=weights[model.encoder.last_convolution()].normalized_eigenvalues,
         losses=model.losses,
+        training_spectra=spectra,
     )
 
 

@@ -6,9 +6,12 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from lightly_collapse.report.pages.figures import to_png, to_svg
+from lightly_collapse.io.spectra import TrainingSpectra
+from lightly_collapse.report.pages.charts import spectra, spectra_over_training
+from lightly_collapse.report.pages.figures import to_png
 from lightly_collapse.report.pages.plots import log_lines
 from lightly_collapse.report.pages.shell import render
+from lightly_collapse.report.records import relative
 
 _Record = Mapping[str, Any]
 
@@ -40,19 +43,35 @@ def demo_page(record: _Record) -> str:
         title="Dimensional collapse on handwritten digits",
         width=len(results[0]["spectrum"]),
         verdict=_verdict(record),
-        spectrum=to_svg(
-            _spectrum_figure(record),
-            "Singular values of the representation against their index, one line a method",
-        ),
-        weights=to_svg(
-            log_lines(
+        charts={
+            "spectrum": spectra(
+                _spectra(record),
+                "singular value / largest",
+                "Singular values of the representation against their index, one line a method",
+                record["settings"]["collapse_rtol"],
+            ),
+            "training": spectra_over_training(
+                _training(results),
+                "Singular values of the representation against their index, after an epoch",
+            ),
+            "weights": spectra(
                 {r["title"]: r["weight_eigenvalues"] for r in results},
                 "normalised eigenvalue of the last convolution",
+                "Normalised eigenvalues of the last convolution's weight, one line a method",
             ),
-            "Normalised eigenvalues of the last convolution's weight, one line a method",
-        ),
+        },
         **record,
     )
+
+
+def _training(results: Sequence[_Record]) -> TrainingSpectra:
+    epochs = range(min(len(r["training_spectra"]) for r in results))
+    return TrainingSpectra(
+        "epoch",
+        list(epochs),
+        [{r["title"]: dict(enumerate(r["training_spectra"][epoch])) for r in results}
+         for epoch in epochs],
+    )  # fmt: skip
 
 
 def _verdict(record: _Record) -> list[str]:
@@ -97,7 +116,9 @@ def _accuracy_sentence(results: Sequence[_Record], images: int) -> str:
 
 def _spectrum_figure(record: _Record) -> Figure:
     return log_lines(
-        {r["title"]: [s / r["spectrum"][0] for s in r["spectrum"]] for r in record["results"]},
-        "singular value / largest",
-        record["settings"]["collapse_rtol"],
+        _spectra(record), "singular value / largest", record["settings"]["collapse_rtol"]
     )
+
+
+def _spectra(record: _Record) -> dict[str, list[float]]:
+    return {r["title"]: relative(r["spectrum"]) for r in record["results"]}

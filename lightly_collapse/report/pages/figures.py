@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import matplotlib as mpl
+import matplotlib.colors
 import numpy as np
 from cycler import cycler
 from markupsafe import Markup
@@ -83,6 +84,25 @@ def panels(
         yield fig, list(fig.subplots(rows, columns, squeeze=False).flat)
 
 
+def line_colors(lines: int) -> list[str]:
+    """Colours of lines: `COLORS`, or along one scale where there are more of them.
+
+    Args:
+        lines: how many.
+
+    Returns:
+        As `#rrggbb`.
+
+    Examples:
+        >>> line_colors(2)
+        ['#7f7f7f', '#2f7ed8']
+    """
+    if lines <= len(COLORS):
+        return list(COLORS[:lines])
+    scale = mpl.colormaps["viridis"](np.linspace(0.05, 0.9, lines))
+    return [mpl.colors.to_hex(color) for color in scale]
+
+
 def use_scale_for_many(axes: Axes, lines: int) -> None:
     """Colour lines along one scale where there are more of them than `COLORS`.
 
@@ -91,7 +111,7 @@ def use_scale_for_many(axes: Axes, lines: int) -> None:
         lines: how many.
     """
     if lines > len(COLORS):
-        axes.set_prop_cycle(color=mpl.colormaps["viridis"](np.linspace(0.05, 0.9, lines)))
+        axes.set_prop_cycle(color=line_colors(lines))
 
 
 def to_png(fig: Figure, dpi: int = 160) -> bytes:

@@ -2,14 +2,20 @@
 
 from collections.abc import Sequence
 
-from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from lightly_collapse.io.spectra import TrainingSpectra
 from lightly_collapse.report.glossary import GLOSSARY, Entry
-from lightly_collapse.report.pages.figures import to_svg
-from lightly_collapse.report.pages.plots import heat_map, histogram, log_lines
+from lightly_collapse.report.pages.charts import (
+    Chart,
+    heat_map,
+    histogram,
+    spectra,
+    spectra_over_training,
+)
+from lightly_collapse.report.pages.plots import log_lines
 from lightly_collapse.report.pages.shell import render
-from lightly_collapse.report.records import LayerRecord, ModelRecord, format_value
+from lightly_collapse.report.records import LayerRecord, ModelRecord, format_value, relative
 
 # As many as fit the width of a printed page.
 _OF_LAYERS = (
@@ -25,21 +31,19 @@ _OF_LAYERS = (
 _OF_TOKENS = ("patch_rank", "mean_token_cosine", "norm_outliers", "gram_drift")
 
 
-def measure_page(report: ModelRecord) -> str:
+def measure_page(report: ModelRecord, training: TrainingSpectra | None = None) -> str:
     """The page of one report.
 
     Args:
         report: what `measure` returned.
+        training: spectra over the training that made the model, as the monitor recorded them.
 
     Returns:
         A self-contained HTML page.
     """
     out = report.output
-    features = {r.name: r.normalized_eigenvalues for r in report.layers if r.spectrum}
     # From the input to the output, as data flows; the output stands first in the report.
-    flow = {
-        n: features[n] for n in [*(r.name for r in report.layers[1:]), out.name] if n in features
-    }
+    flow = [r for r in [*report.layers[1:], out] if r.spectrum]
     weights = {
         w.name: w.normalized_eigenvalues for w in report.weights if any(w.normalized_eigenvalues)
     }
@@ -51,19 +55,40 @@ def measure_page(report: ModelRecord) -> str:
         verdict=report.verdict(),
         glossary=_shown([out]),
         format_value=format_value,
-        spectrum=to_svg(
-            spectrum_plot(report),
-            "Singular values of each layer against their index, one line a layer",
-        )
-        if features
-        else None,
-        feature_map=_heat_map(flow, "Normalised eigenvalues of the features, one row a layer"),
-        weight_map=_heat_map(weights, "Normalised eigenvalues of the weights, one row a weight"),
-        lid=_lid([(out.name, out)]),
         of_layers={n: GLOSSARY[n] for n in _OF_LAYERS},
         dense=[r for r in report.layers if "patch_rank" in r.scalars],
         of_tokens={
             n: GLOSSARY[n] for n in _OF_TOKENS if any(n in r.scalars for r in report.layers)
+        },
+        charts={
+            "spectrum": spectra(
+                _spectra(report),
+                "singular value / largest",
+                "Singular values of each layer against their index, one line a layer",
+                report.settings["collapse_rtol"],
+            ),
+            "features": heat_map(
+                {_label(r): r.normalized_eigenvalues for r in flow},
+                "eigenvalue / largest",
+                "Normalised eigenvalues of the features, one row a layer",
+            ),
+            "training": spectra_over_training(
+                training,
+                "Singular values of each layer against their index, at a step of the training",
+            )
+            if training
+            else None,
+            "weights": heat_map(
+                weights,
+                "eigenvalue / largest",
+                "Normalised eigenvalues of the weights, one row a weight",
+            ),
+            "weight_spectra": spectra(
+                weights,
+                "eigenvalue / largest",
+                "Normalised eigenvalues of the weights against their index, one line a weight",
+            ),
+            "lid": _lid([(out.name, out)]),
         },
     )
 
@@ -78,11 +103,7 @@ def spectrum_plot(report: ModelRecord) -> Figure:
         The figure, one line a layer.
     """
     return log_lines(
-        {
-            f"{r.name} ({r.dimensions})": [s / r.spectrum[0] for s in r.spectrum]
-            for r in report.layers
-            if r.spectrum
-        },
+        _spectra(report),
         "singular value / largest",
         report.settings["collapse_rtol"],
         title=report.name,
@@ -99,6 +120,12 @@ def compare_page(reports: Sequence[ModelRecord]) -> str:
         A self-contained HTML page.
     """
     outputs = [(r.name, r.output) for r in reports]
+    layers = [
+        (f"{_label(layer)}, {r.name}", layer)  # the layer first: long labels are cut off
+        for r in reports
+        for layer in [*r.layers[1:], r.output]
+        if layer.spectrum
+    ]
     return render(
         "compare.html",
         title="Dimensional collapse compared",
@@ -107,47 +134,59 @@ def compare_page(reports: Sequence[ModelRecord]) -> str:
         glossary=_shown([layer for _, layer in outputs]),
         best={name: _best(name, reports) for name in GLOSSARY},
         format_value=format_value,
-        spectrum=to_svg(
-            compare_plot(reports),
-            "Singular values of each model's representation against their relative index",
-        ),
-        lid=_lid(outputs),
-        feature_map=_heat_map(
-            {
-                f"{r.name}: {layer.name}": layer.normalized_eigenvalues
-                for r in reports
-                for layer in [*r.layers[1:], r.output]
-                if layer.spectrum
-            },
-            "Normalised eigenvalues of the features, one row a layer of each model",
-        ),
-        weight_lines=to_svg(
-            log_lines(
+        charts={
+            "spectrum": spectra(
+                _outputs(reports),
+                "singular value / largest",
+                "Singular values of each model's representation against their index",
+                reports[0].settings["collapse_rtol"],
+            ),
+            "lid": _lid(outputs),
+            "features": heat_map(
+                {name: layer.normalized_eigenvalues for name, layer in layers},
+                "eigenvalue / largest",
+                "Normalised eigenvalues of the features, one row a layer of each model",
+            ),
+            "layers": spectra(
+                {name: relative(layer.spectrum) for name, layer in layers},
+                "singular value / largest",
+                "Singular values of each layer of each model against their index",
+                reports[0].settings["collapse_rtol"],
+            ),
+            "weights": spectra(
                 {
-                    r.name: r.weights[-1].normalized_eigenvalues
+                    f"{r.name}, {r.weights[-1].name}": r.weights[-1].normalized_eigenvalues
                     for r in reports
                     if r.weights and any(r.weights[-1].normalized_eigenvalues)
                 },
                 "eigenvalue / largest",
+                "Normalised eigenvalues of each model's last weight against their index",
             ),
-            "Normalised eigenvalues of each model's last weight",
-        ),
+        },
     )
 
 
 def compare_plot(reports: Sequence[ModelRecord]) -> Figure:
     """The centred spectra of the outputs, each divided by its largest singular value."""
     return log_lines(
-        {
-            f"{r.name} ({r.output.dimensions})": [
-                s / r.output.spectrum[0] for s in r.output.spectrum
-            ]
-            for r in reports
-            if r.output.spectrum
-        },
-        "singular value / largest",
-        reports[0].settings["collapse_rtol"],
+        _outputs(reports), "singular value / largest", reports[0].settings["collapse_rtol"]
     )
+
+
+def _outputs(reports: Sequence[ModelRecord]) -> dict[str, list[float]]:
+    return {
+        f"{r.name} ({r.output.dimensions})": relative(r.output.spectrum)
+        for r in reports
+        if r.output.spectrum
+    }
+
+
+def _spectra(report: ModelRecord) -> dict[str, list[float]]:
+    return {_label(r): relative(r.spectrum) for r in report.layers if r.spectrum}
+
+
+def _label(layer: LayerRecord) -> str:
+    return f"{layer.name} ({layer.dimensions})"
 
 
 def _shown(layers: Sequence[LayerRecord]) -> dict[str, Entry]:
@@ -163,18 +202,10 @@ def _best(name: str, reports: Sequence[ModelRecord]) -> int | None:
     return values.index(max(known) if better == "higher" else min(known))
 
 
-def _heat_map(lines: dict[str, list[float]], description: str) -> Markup | None:
-    if not lines:
-        return None
-    return to_svg(heat_map(lines, "eigenvalue / largest"), description)
-
-
-def _lid(layers: Sequence[tuple[str, LayerRecord]]) -> Markup | None:
-    values = {name: layer.lid for name, layer in layers if layer.lid}
-    if not values:
-        return None
-    means = {name: layer.scalars["mlid"] or 0.0 for name, layer in layers if layer.lid}
-    return to_svg(
-        histogram(values, "local intrinsic dimensionality", means),
+def _lid(layers: Sequence[tuple[str, LayerRecord]]) -> Chart | None:
+    return histogram(
+        {name: layer.lid for name, layer in layers},
+        "local intrinsic dimensionality",
+        {name: layer.scalars["mlid"] or 0.0 for name, layer in layers if layer.lid},
         "Histogram of the local intrinsic dimensionality of the samples, the mean marked",
     )

@@ -7,11 +7,14 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from lightly_collapse.report.pages.charts import Chart, line_chart
 from lightly_collapse.report.pages.figures import COLORS, figure, panels, to_png, to_svg
 from lightly_collapse.report.pages.shell import render
+from lightly_collapse.report.records import relative
 from lightly_collapse.theory import CollapsePrediction
 
 _Record = Mapping[str, Any]
+_LANDSCAPE = "landscape: trained to convergence"
 _SHOWN = 8  # directions of either kind drawn as pictures
 
 
@@ -43,12 +46,7 @@ def predict_page(record: _Record, prediction: CollapsePrediction) -> str:
         title="Which dimensions will collapse",
         p=record,
         verdict=_verdict(record),
-        spectrum=to_svg(_spectrum(record), "Predicted singular values against their index"),
-        signal=to_svg(
-            _left_out(record), "Predicted spectrum without each augmentation, one line each"
-        )
-        if record["leave_one_out"]
-        else None,
+        charts={"spectrum": _spectrum_chart(record), "signal": _left_out(record)},
         pictures=to_svg(
             pictures,
             "Directions of the largest and smallest predicted eigenvalues",
@@ -91,24 +89,24 @@ def _spectrum(r: _Record) -> Figure:
         largest = max(r["spectrum"][0], 1e-12)
         index = range(1, len(r["spectrum"]) + 1)
         low, high = (np.array(end) / largest for end in r["spectrum_interval"])
-        floor = 1e-5
+        floor = _least(r)
         axes.fill_between(
             index, low.clip(floor), high.clip(floor), color=COLORS[1], alpha=0.25, linewidth=0,
             label=f"{r['confidence']:.0%} interval",
         )  # fmt: skip
         axes.plot(
             index, _positive(np.array(r["spectrum"]) / largest), color=COLORS[1],
-            label="landscape: trained to convergence",
+            label=_LANDSCAPE,
         )  # fmt: skip
         if "finite_time" in r:
             values = np.array(r["finite_time"]["spectrum"])
             axes.plot(
                 index, _positive(values / values[0]), color=COLORS[3],
-                label=f"linear dynamics: after {r['finite_time']['steps']} steps",
+                label=_dynamics(r),
             )  # fmt: skip
         axes.axhline(r["rtol"], linestyle="--", linewidth=1, color=COLORS[0], label="tolerance")
         axes.set_yscale("log")
-        axes.set_ylim(bottom=max(floor, r["rtol"] / 100))
+        axes.set_ylim(bottom=floor)
         axes.set_xlabel("index, largest first")
         axes.set_ylabel("singular value / largest")
         axes.margins(x=0.01)
@@ -116,24 +114,49 @@ def _spectrum(r: _Record) -> Figure:
     return fig
 
 
-def _left_out(r: _Record) -> Figure:
-    with figure() as (fig, axes):
-        axes.plot(
-            range(1, r["width"] + 1), _positive(r["spectrum"]), color=COLORS[0],
-            label="all augmentations", linewidth=2.4, zorder=3,
-        )  # fmt: skip
-        for number, step in enumerate(r["leave_one_out"]):
-            axes.plot(
-                range(1, r["width"] + 1), _positive(step["spectrum"]),
-                color=COLORS[1 + number % (len(COLORS) - 1)], label=f"without {step['name']}",
-            )  # fmt: skip
-        axes.set_yscale("log")
-        axes.set_ylim(bottom=1e-4)
-        axes.set_xlabel("index, largest first")
-        axes.set_ylabel("predicted singular value")
-        axes.margins(x=0.01)
-        axes.legend()
-    return fig
+def _spectrum_chart(r: _Record) -> Chart | None:
+    largest = max(r["spectrum"][0], 1e-12)
+    lines = {_LANDSCAPE: [v / largest for v in r["spectrum"]]}
+    if "finite_time" in r:
+        lines[_dynamics(r)] = relative(r["finite_time"]["spectrum"])
+    low, high = ([v / largest for v in end] for end in r["spectrum_interval"])
+    return line_chart(
+        range(1, len(r["spectrum"]) + 1),
+        lines,
+        "index, largest first",
+        "singular value / largest",
+        "Predicted singular values against their index, with their interval",
+        log=True,
+        levels=[r["rtol"]],
+        bands={_LANDSCAPE: (low, high)},
+        least=_least(r),
+    )
+
+
+def _left_out(r: _Record) -> Chart | None:
+    if not r["leave_one_out"]:
+        return None
+    return line_chart(
+        range(1, r["width"] + 1),
+        {
+            "all augmentations": r["spectrum"],
+            **{f"without {step['name']}": step["spectrum"] for step in r["leave_one_out"]},
+        },
+        "index, largest first",
+        "predicted singular value",
+        "Predicted spectrum without each augmentation, one line each",
+        log=True,
+        least=1e-4,
+    )
+
+
+def _least(r: _Record) -> float:
+    """Where the axis ends: well below the tolerance, above what is rounding error."""
+    return float(max(1e-5, r["rtol"] / 100))
+
+
+def _dynamics(r: _Record) -> str:
+    return f"linear dynamics: after {r['finite_time']['steps']} steps"
 
 
 def _pictures(p: CollapsePrediction) -> Figure | None:

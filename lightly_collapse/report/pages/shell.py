@@ -1,10 +1,24 @@
-"""Self-contained HTML pages from the package's templates."""
+"""Self-contained HTML pages from the package's templates.
 
+A page holds its style, its data and its scripts, and asks the network for nothing: its content
+security policy lets no other script run, not even one that slipped into a name.
+"""
+
+import base64
+import hashlib
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
+
+from lightly_collapse.report.glossary import docs_url
+from lightly_collapse.report.pages.charts import Chart
+
+_FOLDER = Path(__file__).parent
+_VEGA = ("vega/vega.min.js", "vega/vega-lite.min.js", "vega/vega-embed.min.js")
 
 
 @cache
@@ -12,21 +26,39 @@ def _environment(folder: Path | None) -> jinja2.Environment:
     loaders: list[jinja2.BaseLoader] = [jinja2.PackageLoader("lightly_collapse.report.pages")]
     if folder is not None:
         loaders.append(jinja2.FileSystemLoader(folder))
-    return jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.ChoiceLoader(loaders),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals["docs_url"] = docs_url
+    return environment
 
 
-def render(template: str, folder: Path | None = None, **context: Any) -> str:
+@cache
+def _script(name: str) -> tuple[Markup, str]:
+    """A script of this folder, and its hash as a content security policy names it."""
+    text = (_FOLDER / name).read_text(encoding="utf-8")
+    # The map of a minified file is not in the page.
+    text = "\n".join(x for x in text.splitlines() if not x.startswith("//# sourceMappingURL"))
+    digest = hashlib.sha256(text.encode()).digest()
+    return Markup(text), f"'sha256-{base64.b64encode(digest).decode()}'"
+
+
+def render(
+    template: str,
+    folder: Path | None = None,
+    charts: Mapping[str, Chart | None] | None = None,
+    **context: Any,
+) -> str:
     """Fill a template of `lightly_collapse/report/pages/templates`.
 
     Args:
         template: its file name.
         folder: further templates, which may extend the package's `base.html`.
+        charts: its charts by name; the script that draws them is in the page where there are any.
         context: its variables; text is escaped, figures of `to_svg` are put in as they are.
 
     Returns:
@@ -39,4 +71,16 @@ def render(template: str, folder: Path | None = None, **context: Any) -> str:
         >>> render("base.html", title="A page").splitlines()[0]
         '<!doctype html>'
     """
-    return _environment(folder).get_template(template).render(**context)
+    charts = charts or {}
+    names = (*(_VEGA if any(charts.values()) else ()), "page.js")
+    scripts = [_script(name) for name in names]
+    return (
+        _environment(folder)
+        .get_template(template)
+        .render(
+            charts=charts,
+            scripts=[text for text, _ in scripts],
+            script_hashes=" ".join(digest for _, digest in scripts),
+            **context,
+        )
+    )

@@ -8,14 +8,10 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from lightly_collapse.report.pages.figures import (
-    figure,
-    panels,
-    to_png,
-    to_svg,
-    use_scale_for_many,
-)
+from lightly_collapse.report.pages.charts import Chart, line_chart, spectra
+from lightly_collapse.report.pages.figures import figure, panels, to_png, use_scale_for_many
 from lightly_collapse.report.pages.shell import render
+from lightly_collapse.report.records import relative
 
 _Record = Mapping[str, Any]
 
@@ -29,11 +25,12 @@ def sweep_figures(results: Sequence[_Record]) -> dict[str, bytes]:
     Returns:
         From a file's name to its PNG bytes.
     """
-    return {name: to_png(draw) for name, (draw, _) in _figures(results).items()}
+    return {name: to_png(drawn) for name, drawn in _figures(results).items()}
 
 
 def sweep_page(
     headings: Sequence[str],
+    measures: Sequence[str],
     body: Sequence[Sequence[str]],
     rows: Sequence[_Record],
     results: Sequence[_Record],
@@ -43,6 +40,7 @@ def sweep_page(
 
     Args:
         headings: of the table.
+        measures: the measure in each column, for the documentation; empty where there is none.
         body: its text, a line a variant.
         rows: the same as numbers, means and standard deviations.
         results: records of the finished cells that did not diverge.
@@ -51,7 +49,8 @@ def sweep_page(
     Returns:
         A self-contained HTML page.
     """
-    drawn = _figures(results) if results else {}
+    drawn = _charts(results) if results else {}
+    charts = {id: chart for id, (_, _, chart) in drawn.items() if chart}
     return render(
         "sweep.html",
         title="Pretraining compared",
@@ -61,7 +60,10 @@ def sweep_page(
         finished=sum(row["seeds"] + row["failed"] for row in rows),
         cells=cells,
         results=results,
-        figures=[(to_svg(draw, caption), caption) for draw, caption in drawn.values()],
+        measures=measures,
+        charts=charts,
+        titles={id: title for id, (title, _, _) in drawn.items()},
+        captions={id: caption for id, (_, caption, _) in drawn.items()},
     )
 
 
@@ -93,28 +95,77 @@ def _with_spread(value: tuple[float, float | None], factor: float) -> str:
     return f"{factor * mean:.1f}" + (f" ± {factor * spread:.1f}" if spread is not None else "")
 
 
-def _figures(results: Sequence[_Record]) -> dict[str, tuple[Figure, str]]:
+def _first_seeds(results: Sequence[_Record]) -> dict[str, _Record]:
     first: dict[str, _Record] = {}
     for r in results:
         first.setdefault(r["variant"], r)
-    groups = _groups(first)
-    drawn = {
-        "spectrum.png": (
-            _spectra(groups),
-            "Singular values on held-out images, centred, each line divided by its largest: of "
-            "the representation, and of the embedding that the loss acts on.",
-        ),
-        "weights.png": (
-            _weights(groups),
-            "Median of the normalised eigenvalues of every layer's weight, from the first layer "
-            "to the last; 1 where all filters are orthogonal and of one norm.",
-        ),
-    }
-    if len({r["jitter"] for r in results}) > 1:
-        drawn["jitter.png"] = (
-            _against_jitter(results),
-            "mLID of the representation against the strength of the colour jitter; a point a run.",
+    return first
+
+
+def _figures(results: Sequence[_Record]) -> dict[str, Figure]:
+    groups = _groups(_first_seeds(results))
+    drawn = {"spectrum.png": _spectra(groups), "weights.png": _weights(groups)}
+    if _jitter_varies(results):
+        drawn["jitter.png"] = _against_jitter(results)
+    return drawn
+
+
+def _jitter_varies(results: Sequence[_Record]) -> bool:
+    return len({r["jitter"] for r in results}) > 1
+
+
+def _charts(results: Sequence[_Record]) -> dict[str, tuple[str, str, Chart | None]]:
+    """Title, caption and chart by identifier; all variants in each, for the reader to choose."""
+    first = _first_seeds(results)
+    drawn: dict[str, tuple[str, str, Chart | None]] = {}
+    for key, what, of in (
+        ("spectrum", "representation", "the representation"),
+        ("embedding_spectrum", "embedding", "the embedding that the loss acts on"),
+    ):
+        drawn[what] = (
+            f"Spectrum of the {what}",
+            f"Singular values of {of} on held-out images, centred, each line divided by its "
+            "largest. One seed a variant. The dashed line is the tolerance of “collapsed”.",
+            spectra(
+                {name: relative(r[key]) for name, r in first.items() if r[key]},
+                "singular value / largest",
+                f"Singular values of {of} against their index, one line a variant",
+                results[0]["collapse_rtol"],
+            ),
         )
+    medians = {
+        name: [statistics.median(e) for e in r["weight_eigenvalues"].values()]
+        for name, r in first.items()
+    }
+    layers = range(max(map(len, medians.values())))
+    drawn["weights"] = (
+        "Weights",
+        "Median of the normalised eigenvalues of every layer's weight, from the first layer to "
+        "the last; 1 where all filters are orthogonal and of one norm. One seed a variant.",
+        line_chart(
+            [i + 1 for i in layers],
+            {n: [m[i] if i < len(m) else None for i in layers] for n, m in medians.items()},
+            "layer of the backbone",
+            "median normalised eigenvalue",
+            "Median normalised eigenvalue of each weight, one line a variant",
+            mark="line and points",
+        ),
+    )
+    if _jitter_varies(results):
+        names = dict.fromkeys(r["regularizer"] or "no regularizer" for r in results)
+        drawn["jitter"] = (
+            "Colour jitter",
+            "mLID of the representation against the strength of the colour jitter; a point a run.",
+            line_chart(
+                [r["jitter"] for r in results],
+                {n: [r["mlid"] if (r["regularizer"] or "no regularizer") == n else None
+                     for r in results] for n in names},
+                "strength of the colour jitter",
+                "mLID",
+                "mLID against the strength of the colour jitter, a point a run",
+                mark="points",
+            ),
+        )  # fmt: skip
     return drawn
 
 

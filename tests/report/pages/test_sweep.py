@@ -26,9 +26,9 @@ def test_methods_side_by_side_and_each_method_with_its_regularizers():
     records = [record("A"), record("A", "SO"), record("B"), record("C", "SO"), record("B")]
     figures = _figures(records)
     assert set(figures) == {"spectrum.png", "weights.png"}
-    weights = drawn(figures["weights.png"][0])
+    weights = drawn(figures["weights.png"])
     assert weights == {"without regularizer": ["A", "B"], "A": ["none", "SO"]}
-    assert drawn(figures["spectrum.png"][0]) == {
+    assert drawn(figures["spectrum.png"]) == {
         f"{title}: {what}": labels
         for title, labels in weights.items()
         for what in ("representation", "embedding")
@@ -36,16 +36,16 @@ def test_methods_side_by_side_and_each_method_with_its_regularizers():
 
 
 def test_one_line_and_values_relative_to_the_largest():
-    fig, _ = _figures([record("A", "SO")])["spectrum.png"]
+    fig = _figures([record("A", "SO")])["spectrum.png"]
     representation, embedding = (axes.get_lines()[0].get_ydata() for axes in fig.axes)
     assert list(representation) == [1, 0.5, 0.25]
     assert list(embedding[:2]) == [1, 0.5]
     assert embedding[2] != embedding[2]  # a logarithmic axis has no zero
-    (line,) = _figures([record("A")])["weights.png"][0].axes[0].get_lines()
+    (line,) = _figures([record("A")])["weights.png"].axes[0].get_lines()
     assert list(line.get_ydata()) == pytest.approx([0.4, 0.9])
 
 
 def test_jitter_is_drawn_where_it_varies():
     records = [record("A", jitter=0.0), record("B", jitter=1.0), record("B", "LDReg", jitter=1.0)]
-    fig, _ = _figures(records)["jitter.png"]
+    fig = _figures(records)["jitter.png"]
     assert [line.get_label() for line in fig.axes[0].get_lines()] == ["no regularizer", "LDReg"]
