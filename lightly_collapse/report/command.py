@@ -156,6 +156,7 @@ def measure_command(
         source={
             "model": loaded.arch,
             "checkpoint": str(checkpoint or "none"),
+            **({"objective": loaded.pretrained.method} if loaded.pretrained else {}),
             "data": data or "held-out images of the pretraining",
         }
         | ({} if reference is None else {"reference": str(reference)}),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lightly_collapse.functional.intrinsic_dimension import DEFAULT_LID_K
 from lightly_collapse.functional.spectrum import DEFAULT_RTOL
-from lightly_collapse.metrics import LayerMetrics, WeightSpectrum, weight_spectra
+from lightly_collapse.metrics import EmbeddingSketch, LayerMetrics, WeightSpectrum, weight_spectra
 from lightly_collapse.metrics.features import (
     CLS,
     PATCH,
@@ -26,6 +26,7 @@ from lightly_collapse.report.accuracy import knn_accuracy, linear_accuracy
 from lightly_collapse.report.collapse_report import CollapseReport
 from lightly_collapse.report.embeddings import measure_embeddings
 from lightly_collapse.report.feature_pass import EMBEDDING, OUTPUT, FeaturePass, evaluating
+from lightly_collapse.report.intervals import intervals_of
 from lightly_collapse.report.records import LayerRecord, WeightRecord, finite, rounded
 
 _MOST_STAGES = 24
@@ -48,6 +49,7 @@ def measure(
     lid_k: int = DEFAULT_LID_K,
     lid_size: int = 5000,
     seed: int = 0,
+    blocks: int = 20,
     device: torch.device | str | None = None,
     name: str | None = None,
     progress: bool = False,
@@ -83,7 +85,8 @@ def measure(
         lid_k: number of neighbours of the local intrinsic dimensionality; with no more rows than
             that, all others, with a warning.
         lid_size: number of rows sampled at most for neighbours and pairs.
-        seed: of the sample.
+        seed: of the sample and the blocks.
+        blocks: for the jackknife of the intervals of the model's output; 1 for none.
         device: where to compute; by default where the model is.
         name: what the model is called in tables and figures; its class by default.
         progress: show a progress bar on standard error.
@@ -113,7 +116,9 @@ def measure(
         "lid_k": lid_k,
         "lid_size": lid_size,
         "seed": seed,
+        "blocks": blocks,
     }
+    sketch = EmbeddingSketch(rtol, lid_k, lid_size, seed, blocks)
     metrics: dict[str, LayerMetrics] = {}
     widths: dict[str, int] = {}
 
@@ -122,12 +127,15 @@ def measure(
             metrics[layer] = LayerMetrics(rtol, lid_k, lid_size, seed)
         widths[layer] = rows.shape[1]
         metrics[layer].update(rows)
+        if layer == OUTPUT and blocks > 1:
+            sketch.update(rows.cpu())
 
     if not isinstance(model, nn.Module):
         _check_no_model_arguments(
             dataloader=dataloader, layers=layers, head=head, reference=reference
         )
         keywords: dict[str, Any] = {"rtol": rtol, "lid_k": lid_k, "lid_size": lid_size}
+        keywords["blocks"] = blocks
         return measure_embeddings(model, seed=seed, name=name, progress=progress, **keywords)
     if dataloader is None:
         raise ValueError("dataloader must give the images that the model is measured on, got None")
@@ -157,7 +165,10 @@ def measure(
     order = [n for n in named if n in widths]
     return CollapseReport(
         name=name or type(model).__name__,
-        layers=[_layer(n, widths[n], metrics[n], dense.get(n, {})) for n in order],
+        layers=[
+            _layer(n, widths[n], metrics[n], dense.get(n, {}), sketch if n == OUTPUT else None)
+            for n in order
+        ],
         weights=[_weight(n, s) for n, s in _weights(model).items()],
         settings=settings,
         accuracy=accuracy,
@@ -219,8 +230,15 @@ def _bar(dataloader: Iterable[Any], shown: bool) -> Iterable[Any]:
             bar.advance(task)
 
 
-def _layer(name: str, width: int, metrics: LayerMetrics, dense: Mapping[str, float]) -> LayerRecord:
+def _layer(
+    name: str,
+    width: int,
+    metrics: LayerMetrics,
+    dense: Mapping[str, float],
+    sketch: EmbeddingSketch | None,
+) -> LayerRecord:
     reading = metrics.compute()
+    intervals = intervals_of(sketch, reading.scalars) if sketch and sketch.rows else {}
     problems = dict(reading.problems)
     if math.isinf(reading.scalars["condition_number"]):
         problems["condition_number"] = "infinite, the weakest direction cannot be told from zero"
@@ -231,6 +249,7 @@ def _layer(name: str, width: int, metrics: LayerMetrics, dense: Mapping[str, flo
         problems=problems,
         spectrum=[] if reading.spectrum is None else list(map(rounded, reading.spectrum.tolist())),
         lid=[] if reading.lid is None else list(map(rounded, reading.lid.tolist())),
+        intervals={n: [rounded(i.low), rounded(i.high)] for n, i in intervals.items()},
     )
 
 

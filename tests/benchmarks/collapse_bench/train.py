@@ -161,6 +161,9 @@ def _measured(run: Run, folder: Path, cifar10: str, head: Any) -> list[dict[str,
             entry |= {"problem": str(error), "report": ""}
             found.append(entry)
             continue
+        source = {"model": loaded.arch, "checkpoint": path.name, "data": run.data}
+        source["objective"] = loaded.pretrained.method if loaded.pretrained else ""
+        report = replace(report, source=source)
         if not last:
             layers = [replace(layer, lid=[]) for layer in report.layers]
             report = replace(report, layers=layers, weights=[])
