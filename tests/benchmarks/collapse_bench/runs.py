@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any, Literal
 
 from lightly_collapse.pretrain.configs import merge
@@ -9,7 +10,7 @@ from lightly_collapse.pretrain.configs import merge
 Part = Literal["development", "unseen"]
 
 PARTS: dict[Part, tuple[str, ...]] = {
-    "development": ("SimCLR", "BYOL", "VICReg"),
+    "development": ("SimCLR", "DCL", "BYOL", "VICReg"),
     "unseen": ("MoCo", "SimSiam", "DINO", "BarlowTwins"),
 }
 """The methods of each part: no method of one is in the other."""
@@ -66,6 +67,7 @@ class Run:
 
 _METHODS: dict[str, dict[str, Any]] = {
     "SimCLR": {"temperature": 0.2, "hidden_dim": 128, "output_dim": 64},
+    "DCL": {"temperature": 0.2, "hidden_dim": 128, "output_dim": 64},
     "MoCo": {"hidden_dim": 128, "output_dim": 64, "queue_size": 512, "start_momentum": 0.96},
     "BYOL": {"hidden_dim": 128, "output_dim": 64, "start_momentum": 0.96},
     "SimSiam": {"hidden_dim": 128, "prediction_dim": 32, "output_dim": 128},
@@ -209,13 +211,13 @@ _WIDE: dict[str, Mapping[str, Any]] = {
 
 
 def all_runs() -> list[Run]:
-    """Every run of the bench, those of one method and place side by side."""
-    return [
-        run
+    """Every run of the bench, in turns over the methods, so that a part of them has some of all."""
+    by_method = [
+        [*_healthy(part, method, i), *_collapsing(part, method, i)]
         for part, methods in PARTS.items()
         for i, method in enumerate(methods)
-        for run in (*_healthy(part, method, i), *_collapsing(part, method, i))
     ]
+    return [run for turn in zip_longest(*by_method) for run in turn if run is not None]
 
 
 def _healthy(part: Part, method: str, shift: int) -> Iterator[Run]:
@@ -232,8 +234,9 @@ def _healthy(part: Part, method: str, shift: int) -> Iterator[Run]:
 
 def _collapsing(part: Part, method: str, shift: int) -> Iterator[Run]:
     """Each cause at two places or more, in turns over places and forms."""
-    faults = [(cause, d, c) for cause, d, c in _OWN[method]]
-    for n, (cause, detail, changes) in enumerate(faults):
+    if method not in _OWN:
+        return
+    for n, (cause, detail, changes) in enumerate(_OWN[method]):
         for j in range(3):
             yield _at(part, method, cause, detail, changes, (shift + 2 * j + n) % len(_PLACES), j)
     for n, (cause, forms) in enumerate(_COMMON.items()):
