@@ -3,6 +3,7 @@
 r_1 <= ... <= r_k are the distances of a sample to its k nearest neighbours.
 """
 
+import math
 from typing import Literal, get_args
 
 import torch
@@ -176,6 +177,31 @@ def geometric_mean(lid: Tensor) -> Tensor:
         tensor(2.)
     """
     return _check_lid(lid, "lid").log().mean().exp()
+
+
+def mlid_corrected(mlid: float, k: int) -> float:
+    """The mLID of the method of moments, without the bias of few neighbours.
+
+    Where distances within r_k are distributed as in a ball of dimension d, the k - 1 nearer ones
+    over r_k are independent with mean d / (d + 1) and variance d / ((d + 1)^2 (d + 2)), and the
+    mean of ln LID exceeds ln d by (d^2 - 1) / (2 d (d + 2) (k - 1)) to first order in 1 / k: 2 %
+    at d = 10 and k = 20. That the ball is not small, which takes more rows, is not corrected.
+
+    Args:
+        mlid: the geometric mean of `lid_mom`, above 0.
+        k: its number of neighbours.
+
+    Returns:
+        The corrected value.
+
+    Examples:
+        >>> f"{mlid_corrected(10.0, k=20):.2f}"
+        '9.79'
+    """
+    d = mlid
+    for _ in range(20):  # d in the bias is the corrected one: a contraction
+        d = mlid * math.exp(-(d * d - 1) / (2 * d * (d + 2) * (k - 1)))
+    return d
 
 
 def fisher_rao_distance(lid0: Tensor, lid1: Tensor) -> Tensor:

@@ -51,7 +51,10 @@ def two_nn(x: Tensor, discard_fraction: float = 0.1, convention: TwoNNConvention
 
 
 def two_nn_of_distances(
-    r: Tensor, discard_fraction: float = 0.1, convention: TwoNNConvention = "fit"
+    r: Tensor,
+    discard_fraction: float = 0.1,
+    convention: TwoNNConvention = "fit",
+    corrected: bool = False,
 ) -> Tensor:
     """`two_nn` from the distances of samples to their two nearest neighbours.
 
@@ -59,6 +62,9 @@ def two_nn_of_distances(
         r: (n, 2) distances in ascending order.
         discard_fraction: as for `two_nn`.
         convention: as for `two_nn`.
+        corrected: fit to the expected logarithms of the ordered ratios, H_n - H_{n-i} over the
+            dimension with H the harmonic numbers, instead of -ln(1 - i / n): the fit then has no
+            bias of the order of 1 / n.
 
     Returns:
         A scalar.
@@ -88,7 +94,10 @@ def two_nn_of_distances(
     survival = 1 - torch.arange(1, kept + 1, device=r.device).to(log_mu) / n
     if not log_mu.any():
         raise ValueError("x must not have its two nearest distances equal at every sample")
-    d = -(log_mu @ survival.log()) / log_mu.square().sum()
+    expected = -survival.log()
+    if corrected:
+        expected = (1 / torch.arange(n, n - kept, -1).to(log_mu)).cumsum(0)
+    d = log_mu @ expected / log_mu.square().sum()
     return d.to(dtype)
 
 

@@ -1,6 +1,7 @@
 """The mergeable sketch of a table of embeddings, and its exact neighbour distances."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,12 +14,15 @@ from lightly_collapse.functional.intrinsic_dimension import (
 )
 from lightly_collapse.functional.neighbors import nearest_neighbors
 from lightly_collapse.functional.spectrum import DEFAULT_RTOL
+from lightly_collapse.metrics._mergeable import check_width
+from lightly_collapse.metrics._parts import ratio_of_parts, ratios_of_parts
 from lightly_collapse.metrics._reservoir import ReservoirMetric, row_draws
 from lightly_collapse.metrics.collection import CollapseMetrics, collapse_metrics
 from lightly_collapse.metrics.layer import LayerMetrics, Reading
 from lightly_collapse.metrics.spectrum import Spectrum
 
 _BLOCK_BYTES = 2**29
+_ROWS_OF_A_BLOCK = 64  # added at a time: a product of few rows costs as much as one of these
 
 
 class EmbeddingSketch:
@@ -33,8 +37,9 @@ class EmbeddingSketch:
         lid_k: number of neighbours of the local intrinsic dimensionality.
         lid_size: number of rows sampled at most for neighbours and pairs.
         seed: of sample and blocks.
-        blocks: number of blocks. Rows too wide for so many scatter matrices in 512 MiB get fewer,
-            and one where not even ten fit.
+        blocks: number of blocks. Rows too wide for so many scatter matrices in `block_bytes` get
+            fewer, and one where not even ten fit.
+        block_bytes: memory for the blocks, 512 MiB by default.
 
     Examples:
         >>> z = torch.randn(500, 8, generator=torch.Generator().manual_seed(0))
@@ -54,6 +59,7 @@ class EmbeddingSketch:
         lid_size: int = 5000,
         seed: int = 0,
         blocks: int = 1,
+        block_bytes: int | None = None,
     ) -> None:
         if blocks < 1:
             raise ValueError(f"blocks must be at least 1, got {blocks}")
@@ -62,13 +68,16 @@ class EmbeddingSketch:
         self.lid_size = lid_size
         self.seed = seed
         self._wanted = blocks
-        self._blocks = [Spectrum(center=True, nan_strategy="drop")]
+        self._block_bytes = _BLOCK_BYTES if block_bytes is None else block_bytes
+        self._sketches = [Spectrum(center=True, nan_strategy="drop")]
+        self._waiting: list[tuple[Tensor, Tensor]] = []  # rows and their blocks
         self._sample = RowSample(lid_size, seed)
+        self._width = 0
         self._layer_metrics()  # raises where a setting is out of range
 
     @property
     def dimensions(self) -> int:
-        """Width of the rows; 0 before the first."""
+        """Width of the rows; 0 before the first finite one."""
         return max(block.mean.numel() for block in self._blocks)
 
     @property
@@ -82,31 +91,64 @@ class EmbeddingSketch:
         return sum(int(block.dropped) for block in self._blocks)
 
     @property
+    def draws_of_sample(self) -> Tensor:
+        """(at most lid_size,) the draws of the sampled rows: which rows they are."""
+        return self._sample.draws
+
+    @property
     def sample(self) -> Tensor:
         """The sampled rows, (at most lid_size, D)."""
         return self._sample.sample
 
-    def update(self, rows: Tensor, numbers: Tensor | None = None) -> None:
+    def update(
+        self, rows: Tensor, numbers: Tensor | None = None, clusters: Tensor | None = None
+    ) -> None:
         """Take in (n, D) rows.
 
         Args:
             rows: in any floating dtype; those that hold NaN or inf are left out and counted.
             numbers: (n,) int64 numbers of the rows, each used once; their entries without.
+            clusters: (n,) int64 numbers of what rows belong to, such as the image of a patch: rows
+                of one cluster are not independent and stay in one block. By default every row is
+                one.
 
         Raises:
             ValueError: if the rows are not 2-D, empty or not as wide as those before.
         """
-        self._sample.update(rows, numbers)
+        check_width(rows, self._width)
+        self._sample.to(rows.device).update(rows, numbers)
         self._make_blocks(rows.shape[1])
-        if len(self._blocks) == 1:
-            self._blocks[0].update(rows)
+        rows = rows.detach()
+        if len(self._sketches) == 1:
+            self._sketches[0].to(rows.device).update(rows)
             return
-        block = row_draws(rows, numbers, self.seed).remainder(len(self._blocks))
-        order = block.argsort(stable=True)
-        counts = torch.bincount(block, minlength=len(self._blocks)).tolist()
-        for sketch, part in zip(self._blocks, torch.split(rows[order], counts), strict=True):
+        members = row_draws(rows, numbers if clusters is None else clusters, self.seed)
+        self._waiting.append((rows.clone(), members.remainder(len(self._sketches))))
+        if sum(len(part) for part, _ in self._waiting) >= _ROWS_OF_A_BLOCK * len(self._sketches):
+            self._take_in_waiting()
+
+    @property
+    def _blocks(self) -> list[Spectrum]:
+        self._take_in_waiting()
+        return self._sketches
+
+    def _take_in_waiting(self) -> None:
+        if not self._waiting:
+            return
+        dtypes = {part.dtype for part, _ in self._waiting}
+        dtype = dtypes.pop() if len(dtypes) == 1 else torch.float64
+        rows = torch.cat([part.to(dtype) for part, _ in self._waiting])
+        members = torch.cat([block for _, block in self._waiting])
+        self._waiting = []
+        order = members.argsort(stable=True)
+        counts = torch.bincount(members, minlength=len(self._sketches)).tolist()
+        for sketch, part in zip(self._sketches, torch.split(rows[order], counts), strict=True):
             if len(part):
-                sketch.update(part)
+                sketch.to(rows.device).update(part)
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._take_in_waiting()
+        return self.__dict__
 
     def draws(self, rows: Tensor, numbers: Tensor | None = None) -> Tensor:
         """(n,) the hash by which each row is sampled: the smallest are in the sample."""
@@ -121,17 +163,21 @@ class EmbeddingSketch:
         mine, theirs = self._settings(), other._settings()
         if mine != theirs:
             raise ValueError(f"sketches to be merged must have one setting, got {mine}, {theirs}")
-        if not other.dimensions:
+        if not other._width:
             return
-        self._make_blocks(other.dimensions)
-        other._make_blocks(other.dimensions)
+        if self._width not in (0, other._width):
+            raise ValueError(
+                "rows must have one width in all that is merged, got "
+                f"{self._width} and {other._width}"
+            )
+        self._make_blocks(other._width)
         for block, incoming in zip(self._blocks, other._blocks, strict=True):
             block.merge_states([incoming.tensor_states()])
         self._sample.merge_states([other._sample.tensor_states()])
 
     def compute(self) -> Reading:
         """The reading of all rows, in float64."""
-        layer = self._layer_metrics()
+        layer = self._layer_metrics().to(self._sample.device).double()
         layer.merge_states(
             [b.tensor_states() for b in self._blocks], [self._sample.tensor_states()]
         )
@@ -141,27 +187,42 @@ class EmbeddingSketch:
         """The spectrum measures of all rows but one block's, for each block that has rows.
 
         Returns:
-            By block, value by name, nan where it cannot be computed; empty with one block.
+            By block, value by name, nan where it cannot be computed, the participation ratio as
+            that of `corrected_participation_ratio`; empty with one block.
         """
         states = [b.tensor_states() for b in self._blocks if b.rows]
         if len(states) < 2:
             return []
-        found = []
-        for i in range(len(states)):
-            metrics = self._collapse_metrics()
+        ratios = ratios_of_parts([s["scatter"] for s in states])
+        found, metrics = [], self._collapse_metrics()
+        for i, ratio in enumerate(ratios):
+            metrics.reset()
             metrics.merge_states(states[:i] + states[i + 1 :])
             values, _ = metrics.compute_or_nan()
             found.append({name: float(v) for name, v in values.items() if v.numel() == 1})
+            found[-1]["participation_ratio"] = ratio
         return found
 
+    def corrected_participation_ratio(self) -> float:
+        """The participation ratio without the bias of few rows; nan with fewer than two blocks.
+
+        (tr S)^2 / tr S^2 of the covariance S: every product of two different blocks' scatter
+        matrices is free of bias, whatever the distribution, so numerator and denominator are summed
+        over those alone.
+        """
+        scatters = [b.scatter for b in self._blocks if b.rows]
+        return ratio_of_parts(scatters) if len(scatters) > 1 else float("nan")
+
     def _make_blocks(self, width: int) -> None:
-        wanted = min(self._wanted, _BLOCK_BYTES // (8 * width * width))
+        if self._width:
+            return
+        self._width = width
+        wanted = min(self._wanted, self._block_bytes // (8 * width * width))
         wanted = wanted if wanted >= min(self._wanted, 10) else 1
-        if not self.dimensions and len(self._blocks) != wanted:
-            self._blocks = [Spectrum(center=True, nan_strategy="drop") for _ in range(wanted)]
+        self._sketches = [Spectrum(center=True, nan_strategy="drop") for _ in range(wanted)]
 
     def _settings(self) -> tuple[float, ...]:
-        return (self.rtol, self.lid_k, self.lid_size, self.seed, self._wanted)
+        return (self.rtol, self.lid_k, self.lid_size, self.seed, self._wanted, self._block_bytes)
 
     def _collapse_metrics(self) -> CollapseMetrics:
         metrics = collapse_metrics(rtol=self.rtol, nan_strategy="drop")

@@ -256,6 +256,8 @@ def compare_command(
     atomic_write(folder / "spectrum.png", to_png(comparison.plot()))
     console = Console(highlight=False, soft_wrap=True)
     console.print(comparison.table(), markup=False)
+    for sentence in comparison.differences():
+        console.print(sentence, markup=False)
     console.print(f"Wrote compare.html and spectrum.png to {folder}", markup=False)
 
 

@@ -12,6 +12,8 @@ from lightly_collapse.io.embeddings import Chunk
 from lightly_collapse.metrics import EmbeddingSketch
 
 _MOST_GROUPS = 256
+_GROUP_BLOCKS = 10
+_GROUP_BYTES = 2**25  # for the blocks of a group: of 647 dimensions at most
 _NAMED = 5  # of the rows that were left out
 
 
@@ -26,11 +28,12 @@ class SketchSettings:
     blocks: int
 
     def sketch(self, group: bool = False) -> EmbeddingSketch:
-        """An empty sketch, without blocks and with a smaller sample for a group."""
+        """An empty sketch, with less memory for blocks and sample for a group."""
         size = min(self.lid_size, 1000) if group else self.lid_size
-        blocks = 1 if group else self.blocks
         k = min(self.lid_k, size - 1)
-        return EmbeddingSketch(self.rtol, k, size, self.seed, blocks)
+        blocks = min(self.blocks, _GROUP_BLOCKS) if group else self.blocks
+        memory = {"block_bytes": _GROUP_BYTES} if group else {}
+        return EmbeddingSketch(self.rtol, k, size, self.seed, blocks, **memory)
 
 
 class EmbeddingTotals:

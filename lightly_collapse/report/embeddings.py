@@ -1,6 +1,5 @@
 """Measure the collapse of embeddings: an array, a data set, or files of any size."""
 
-import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any, Literal
@@ -12,13 +11,13 @@ from torch import Tensor
 from lightly_collapse.functional.intrinsic_dimension import DEFAULT_LID_K
 from lightly_collapse.functional.spectrum import DEFAULT_RTOL
 from lightly_collapse.io.embeddings import Chunk, EmbeddingSource
-from lightly_collapse.metrics import EmbeddingSketch, NeighborDistances, Reading
+from lightly_collapse.metrics import EmbeddingSketch, NeighborDistances
 from lightly_collapse.report.accuracy import knn_accuracy, linear_accuracy
 from lightly_collapse.report.collapse_report import CollapseReport
 from lightly_collapse.report.embedding_totals import EmbeddingTotals, SketchSettings
-from lightly_collapse.report.intervals import intervals_of, unreliable
+from lightly_collapse.report.layer_record import record_of
 from lightly_collapse.report.progress import with_progress
-from lightly_collapse.report.records import LayerRecord, finite, rounded
+from lightly_collapse.report.records import LayerRecord
 
 Engine = Literal["local", "ray"]
 Neighbors = Literal["sample", "all"]
@@ -120,9 +119,9 @@ def measure_embeddings(
             f"source must hold at least one finite row, got none ({totals.total.dropped} held NaN "
             "or inf)"
         )
-    layers = [_record("output", totals.total, near)]
+    layers = [record_of("output", totals.total, near)]
     groups = sorted(totals.groups.items())
-    layers += [_record(f"{group_by}={group}", sketch, None) for group, sketch in groups]
+    layers += [record_of(f"{group_by}={group}", sketch, None) for group, sketch in groups]
     return CollapseReport(
         name=name or (os.path.basename(files.source.rstrip("/")) if files else "embeddings"),
         layers=layers,
@@ -157,38 +156,9 @@ def _k(sketch: EmbeddingSketch) -> int:
     return max(1, min(sketch.lid_k, sketch.rows - 1))
 
 
-def _record(name: str, sketch: EmbeddingSketch, near: NeighborDistances | None) -> LayerRecord:
-    reading: Reading = sketch.compute()
-    scalars, problems, lid = dict(reading.scalars), dict(reading.problems), reading.lid
-    intervals = intervals_of(sketch, scalars)
-    if near is not None:
-        lid = near.lid()
-        scalars["mlid"], scalars["lid_rows"] = near.mlid(), float(len(lid))
-        problems.pop("mlid", None)
-        intervals.pop("mlid", None)
-    if math.isinf(scalars["condition_number"]):
-        problems["condition_number"] = "infinite, the weakest direction cannot be told from zero"
-    return LayerRecord(
-        name=name,
-        dimensions=sketch.dimensions,
-        scalars=finite(scalars),
-        problems=problems,
-        spectrum=[] if reading.spectrum is None else list(map(rounded, reading.spectrum.tolist())),
-        lid=[] if lid is None else list(map(rounded, lid.tolist())),
-        intervals={n: [rounded(i.low), rounded(i.high)] for n, i in intervals.items()},
-    )
-
-
 def _notes(totals: EmbeddingTotals, layers: list[LayerRecord], neighbors: str) -> list[str]:
     notes = []
-    doubtful = unreliable(totals.total, layers[0].spectrum)
-    doubtful = [n.replace("_", " ") for n in doubtful if n in layers[0].intervals]
-    if doubtful:
-        notes.append(
-            f"The 95 % intervals of {', '.join(doubtful)} do not hold: they need "
-            "8 rows a dimension; stable rank, NESum and condition number an extreme eigenvalue "
-            "that stands apart from the next."
-        )
+    notes += layers[0].doubts()
     if totals.total.dropped:
         named = ", ".join(f"{n} in {file}" for n, file in totals.left_out)
         more = totals.total.dropped - len(totals.left_out)

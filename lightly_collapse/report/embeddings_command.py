@@ -45,7 +45,7 @@ def embeddings_command(
         labels_column: of classes, for kNN and linear accuracy.
         group_by: a column; each of its groups is measured by itself too.
         neighbors: rows in which mLID's neighbours are sought; all takes a second pass.
-        engine: local, or ray for a job of Ray Data.
+        engine: local, or ray for the workers of a Ray cluster.
         address: of the Ray cluster.
         output: folder to write to; made if missing.
         rtol: a dimension below this times the largest singular value counts as collapsed.
@@ -84,6 +84,7 @@ def embeddings_command(
     atomic_write(folder / "spectrum.png", to_png(report.plot()))
     console = Console(highlight=False, soft_wrap=True)
     console.print(report.table(), markup=False)
+    console.print(f"\n{report.interval_table()}\n", markup=False)
     for line in [*report.verdict(), *report.notes]:
         console.print(line, markup=False)
     console.print(f"Wrote measure.json, measure.html and spectrum.png to {folder}", markup=False)

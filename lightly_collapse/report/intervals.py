@@ -3,8 +3,10 @@
 Measures of the spectrum: the delete-a-group jackknife (Kott 2001, "The delete-a-group jackknife",
 J. Official Statistics 17) over blocks to which rows are assigned by hash, on the logarithm of those
 that are positive: pseudo-values correct the bias to first order, and their spread gives the
-interval by Student's t. mLID and TwoNN: the same over blocks of the sampled rows, the neighbours
-fixed. Uniformity: over blocks of rows left out of all pairs.
+interval by Student's t. Participation ratio: the same of an estimate that has no bias, see
+`EmbeddingSketch.corrected_participation_ratio`. mLID and TwoNN: the same over blocks of the sampled
+rows, the neighbours fixed, after their correction for few neighbours and few rows. Uniformity: over
+blocks of rows left out of all pairs.
 """
 
 import math
@@ -16,6 +18,7 @@ from scipy.stats import t as student
 from torch import Tensor
 
 from lightly_collapse import functional
+from lightly_collapse.functional.intrinsic_dimension import mlid_corrected
 from lightly_collapse.functional.neighbors import nearest_neighbors
 from lightly_collapse.functional.two_nn import two_nn_of_distances
 from lightly_collapse.metrics import EmbeddingSketch
@@ -23,7 +26,9 @@ from lightly_collapse.metrics import EmbeddingSketch
 _CONFIDENCE = 0.95
 _PARTS = 20
 _ROWS_A_DIMENSION = 8
+_FEWEST_ROWS = 40  # two a block
 _GAP = 1.5  # of an eigenvalue to the next
+_NEAR_FULL = 0.97  # of the dimensions
 _LOGARITHMIC = (
     "rankme",
     "effective_rank",
@@ -32,6 +37,8 @@ _LOGARITHMIC = (
     "nesum",
     "condition_number",
 )
+LOGARITHMIC = (*_LOGARITHMIC, "mlid", "two_nn")
+"""Measures whose intervals are those of their logarithms."""
 _COUNTS = ("collapsed_dimensions",)
 _PLAIN = ("alpha_req",)
 
@@ -42,9 +49,11 @@ class Interval(NamedTuple):
     low: float
     high: float
 
-    def overlaps(self, other: "Interval") -> bool:
-        """Whether the two share a value."""
-        return self.low <= other.high and other.low <= self.high
+    def middle(self, logarithmic: bool) -> float:
+        """The value that it is an interval about: its mean, or that of the ends' logarithms."""
+        if logarithmic:
+            return math.sqrt(self.low) * math.sqrt(self.high)
+        return (self.low + self.high) / 2
 
 
 def jackknife_interval(
@@ -80,73 +89,120 @@ def jackknife_interval(
     return Interval(math.exp(low), math.exp(high)) if logarithmic else Interval(low, high)
 
 
-def intervals_of(sketch: EmbeddingSketch, scalars: dict[str, float]) -> dict[str, Interval]:
-    """The 95 % intervals of the numbers of a reading.
+def estimates_of(
+    sketch: EmbeddingSketch, scalars: dict[str, float]
+) -> tuple[dict[str, Interval], dict[str, float]]:
+    """The 95 % intervals of the numbers of a reading, and the numbers corrected for few rows.
 
     Args:
         sketch: of the rows, of two blocks or more for those of the spectrum.
         scalars: the values, as `sketch.compute` gave them.
 
     Returns:
-        By name; without those that cannot be computed.
+        Both by name; without those that cannot be computed. The corrected number is the middle of
+        its interval.
     """
     left_out = sketch.leave_one_out()
+    whole = scalars | {"participation_ratio": sketch.corrected_participation_ratio()}
     found: dict[str, Interval | None] = {}
     for name in (*_LOGARITHMIC, *_PLAIN, *_COUNTS):
         values = [v[name] for v in left_out]
-        found[name] = jackknife_interval(scalars[name], values, name in _LOGARITHMIC)
+        found[name] = jackknife_interval(whole[name], values, name in _LOGARITHMIC)
         interval = found[name]
         if interval is not None and name in _COUNTS:
             low, high = math.floor(max(interval.low, 0)), math.ceil(interval.high)
             found[name] = Interval(low, min(high, sketch.dimensions))
     if all(math.isfinite(scalars[n]) for n in ("mlid", "two_nn")):
-        found |= _of_neighbors(sketch, scalars)
+        found |= _of_neighbors(sketch)
     if math.isfinite(scalars["uniformity"]):
         found["uniformity"] = _of_uniformity(sketch.sample, scalars["uniformity"])
-    return {name: interval for name, interval in found.items() if interval is not None}
+    intervals = {name: interval for name, interval in found.items() if interval is not None}
+    corrected = {name: i.middle(name in LOGARITHMIC) for name, i in intervals.items()}
+    # No correction of a count is known, and uniformity has no bias: its pairs are a U-statistic.
+    return intervals, {n: v for n, v in corrected.items() if n not in (*_COUNTS, "uniformity")}
 
 
-def unreliable(sketch: EmbeddingSketch, spectrum: Sequence[float]) -> list[str]:
-    """Measures whose intervals are not to be relied on.
+def unreliable(
+    rows: int, spectrum: Sequence[float], effective_rank: float | None
+) -> dict[str, str]:
+    """Measures whose intervals are not to be relied on, and why.
 
-    The rules are from a simulation of effective rank, participation ratio and NESum; for the other
-    measures they are an assumption. In it, from 8 rows a dimension, the intervals held the value in
-    91 to 100 % of the cases instead of 95 %: flat spectra, power laws and spikes of 64 dimensions,
-    Gaussian and t with five degrees of freedom, 0.25 to 64 rows a dimension. Below 8 rows a
-    dimension the bias is not of first order; the largest eigenvalue has no such interval
-    while the next is close.
+    The rules are those of the simulation in `tests/report/test_coverage.py`: flat spectra, power
+    laws and spikes, Gaussian and heavy-tailed rows, 0.25 to 16 rows a dimension.
 
     Args:
-        sketch: of the rows.
+        rows: number of rows.
         spectrum: singular values of the centred rows, in descending order.
+        effective_rank: of the rows.
 
     Returns:
-        Their names.
+        Reason by name: to follow "their 95 % intervals are not to be relied on:".
     """
-    names = []
-    if sketch.rows < _ROWS_A_DIMENSION * sketch.dimensions:
-        names += ["rankme", "effective_rank", "participation_ratio", "alpha_req"]
-        names += ["collapsed_dimensions"]
-    if len(spectrum) > 1:
-        if spectrum[0] ** 2 < _GAP * spectrum[1] ** 2:
-            names += ["stable_rank", "nesum"]
-        if spectrum[-2] ** 2 < _GAP * spectrum[-1] ** 2:
-            names += ["condition_number"]
-    return names
+    s, d = spectrum, len(spectrum)
+    if rows < _FEWEST_ROWS:
+        every = (*_LOGARITHMIC, *_PLAIN, *_COUNTS)
+        return dict.fromkeys(every, f"there are fewer than {_FEWEST_ROWS} rows")
+    found = {}
+    if rows < _ROWS_A_DIMENSION * d:
+        few = f"there are fewer than {_ROWS_A_DIMENSION} rows a dimension"
+        found |= dict.fromkeys(
+            ("rankme", "effective_rank", "alpha_req", "collapsed_dimensions"), few
+        )
+    elif effective_rank is not None and effective_rank > _NEAR_FULL * d:
+        wide = "near the largest possible value they are wider than needed"
+        found |= dict.fromkeys(("rankme", "effective_rank", "participation_ratio"), wide)
+    if d > 1 and s[0] ** 2 < _GAP * s[1] ** 2:
+        close = "the largest eigenvalue does not stand apart from the next"
+        found |= dict.fromkeys(("stable_rank", "nesum", "condition_number"), close)
+    if d > 1 and s[-2] ** 2 < _GAP * s[-1] ** 2:
+        found["condition_number"] = "the smallest eigenvalue does not stand apart from the next"
+    if d > 1 and s[d // 2] ** 2 < _spread_of_equals(d / rows) * s[-1] ** 2:
+        found["alpha_req"] = "the eigenvalues of the lower half may be equal and differ by chance"
+    return found
 
 
-def _of_neighbors(sketch: EmbeddingSketch, scalars: dict[str, float]) -> dict[str, Interval | None]:
+def _spread_of_equals(share: float) -> float:
+    """Largest over smallest sample eigenvalue where all are equal (Marchenko and Pastur 1967)."""
+    root = min(share, 1.0) ** 0.5
+    return math.inf if root == 1 else ((1 + root) / (1 - root)) ** 2
+
+
+def told_apart(name: str, one: Sequence[float], other: Sequence[float]) -> bool:
+    """Whether the 95 % interval of the difference of two measures leaves zero out.
+
+    Args:
+        name: of the measure; the difference of positive ones is that of their logarithms.
+        one: lower and upper end of the interval of one.
+        other: of the other, from other rows. Of the same rows the two vary together, and the
+            difference is known better than this says.
+    """
+    ends = [*one, *other]
+    if name in LOGARITHMIC and min(ends) > 0:
+        ends = [math.log(v) for v in ends]
+    a, b, c, d = ends
+    return abs((a + b) - (c + d)) > math.hypot(b - a, d - c)
+
+
+def _of_neighbors(sketch: EmbeddingSketch) -> dict[str, Interval | None]:
     x = sketch.sample
     k = min(sketch.lid_k, len(x) - 1)
     r, _ = nearest_neighbors(x, x, k, exclude=torch.arange(len(x)))
     lid = functional.intrinsic_dimension.lid_mom_from_distances(r)
     # Rows of the sample come by ascending draw: any pattern of positions is a random one.
     part = torch.arange(len(x)) % _PARTS
-    lids = [float(functional.geometric_mean(lid[part != i])) for i in range(_PARTS)]
-    two_nn = [float(two_nn_of_distances(r[part != i, :2])) for i in range(_PARTS)]
+
+    def mlid(kept: Tensor) -> float:
+        return mlid_corrected(float(functional.geometric_mean(lid[kept])), k)
+
+    def two_nn(kept: Tensor) -> float:
+        return float(two_nn_of_distances(r[kept, :2], corrected=True))
+
+    every = torch.ones_like(part, dtype=torch.bool)
     return {
-        "mlid": jackknife_interval(scalars["mlid"], lids, logarithmic=True),
-        "two_nn": jackknife_interval(scalars["two_nn"], two_nn, logarithmic=True),
+        name: jackknife_interval(
+            measure(every), [measure(part != i) for i in range(_PARTS)], logarithmic=True
+        )
+        for name, measure in (("mlid", mlid), ("two_nn", two_nn))
     }
 
 

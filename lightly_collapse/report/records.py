@@ -30,6 +30,8 @@ class LayerRecord:
         spectrum: singular values of the centred features, in descending order.
         lid: local intrinsic dimensionality of every sampled row.
         intervals: lower and upper end of a scalar's 95 % interval, by name; those that are known.
+        corrected: scalars without the bias of few rows, by name; those whose correction is known.
+        doubtful: why an interval is not to be relied on, by name; see `report.intervals`.
     """
 
     name: str
@@ -39,6 +41,8 @@ class LayerRecord:
     spectrum: list[float]
     lid: list[float]
     intervals: dict[str, list[float]] = field(default_factory=dict)
+    corrected: dict[str, float] = field(default_factory=dict)
+    doubtful: dict[str, str] = field(default_factory=dict)
 
     def value(self, name: str) -> float:
         """One of the scalars.
@@ -50,6 +54,25 @@ class LayerRecord:
         if value is None:
             raise ValueError(f"{name} of {self.name}: {self.problems.get(name, 'not a number')}")
         return value
+
+    def interval(self, name: str) -> str:
+        """The 95 % interval of a scalar as tables show it, in brackets where doubtful."""
+        if name not in self.intervals:
+            return "–"
+        text = " to ".join(map(format_value, self.intervals[name]))
+        return f"({text})" if name in self.doubtful else text
+
+    def doubts(self) -> list[str]:
+        """Which intervals are not to be relied on, a sentence for each reason."""
+        reasons: dict[str, list[str]] = {}
+        for name, reason in self.doubtful.items():
+            if name in self.intervals:
+                reasons.setdefault(reason, []).append(GLOSSARY[name].title)
+        return [
+            f"The 95 % intervals of {', '.join(names)} of the {self.name} are not to be relied on: "
+            f"{reason}."
+            for reason, names in reasons.items()
+        ]
 
     @property
     def normalized_eigenvalues(self) -> list[float]:
@@ -241,15 +264,31 @@ class ModelRecord:
             for layer in self.layers
         ]
         # One line a number, one column a layer: names of layers are shorter than those of numbers.
-        columns = [head, *lines]
-        widths = [max(len(cell) for cell in column) for column in columns]
-        return "\n".join(
-            "  ".join(
-                cell.ljust(width) if i == 0 else cell.rjust(width)
-                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in zip(*columns, strict=True)
-        )
+        return _aligned([head, *lines])
+
+    def interval_table(self) -> str:
+        """The output's scalars with 95 % interval and correction for few rows as lines of text."""
+        out = self.output
+        names = [name for name in GLOSSARY if name in out.intervals]
+        columns = [
+            ["", *(GLOSSARY[n].title for n in names)],
+            ["value", *(format_value(out.scalars[n]) for n in names)],
+            ["95 % interval", *(out.interval(n) for n in names)],
+            ["corrected for few rows", *(format_value(out.corrected.get(n)) for n in names)],
+        ]
+        return _aligned(columns) if names else ""
+
+
+def _aligned(columns: Sequence[Sequence[str]]) -> str:
+    """Columns of text side by side, the first to the left and the others to the right."""
+    widths = [max(len(cell) for cell in column) for column in columns]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in zip(*columns, strict=True)
+    )
 
 
 def format_value(value: float | None) -> str:

@@ -1,6 +1,6 @@
 """The page of one report and the page that compares several."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
@@ -110,11 +110,17 @@ def spectrum_plot(report: ModelRecord) -> Figure:
     )
 
 
-def compare_page(reports: Sequence[ModelRecord]) -> str:
+def compare_page(
+    reports: Sequence[ModelRecord],
+    differences: Sequence[str] = (),
+    best: Mapping[str, int | None] | None = None,
+) -> str:
     """The page that overlays several reports.
 
     Args:
         reports: two or more, of different names.
+        differences: sentences on which numbers can be told apart.
+        best: by name the index of the report whose number is better, None where none is.
 
     Returns:
         A self-contained HTML page.
@@ -132,7 +138,8 @@ def compare_page(reports: Sequence[ModelRecord]) -> str:
         reports=reports,
         outputs=outputs,
         glossary=_shown([layer for _, layer in outputs]),
-        best={name: _best(name, reports) for name in GLOSSARY},
+        best=best or {},
+        differences=differences,
         format_value=format_value,
         charts={
             "spectrum": spectra(
@@ -191,15 +198,6 @@ def _label(layer: LayerRecord) -> str:
 
 def _shown(layers: Sequence[LayerRecord]) -> dict[str, Entry]:
     return {n: e for n, e in GLOSSARY.items() if any(n in r.scalars for r in layers)}
-
-
-def _best(name: str, reports: Sequence[ModelRecord]) -> int | None:
-    better = GLOSSARY[name].better
-    values = [r.output.scalars.get(name) for r in reports]
-    known = [v for v in values if v is not None]
-    if better == "neither" or len(known) < 2 or len(set(known)) == 1:
-        return None
-    return values.index(max(known) if better == "higher" else min(known))
 
 
 def _lid(layers: Sequence[tuple[str, LayerRecord]]) -> Chart | None:
