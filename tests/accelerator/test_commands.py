@@ -36,7 +36,13 @@ def test_pretrained_on_the_gpu_and_measured_on_either_device(gpu, tmp_path, meth
         scalars[device] = report["layers"][-1]["scalars"]
     for name in ("effective_rank", "rankme", "participation_ratio"):
         assert scalars["cuda"][name] == pytest.approx(scalars["cpu"][name], rel=1e-2), name
-    export = to_torchvision(checkpoint, tmp_path / "backbone.pth")
+
+
+def test_export_of_a_backbone_trained_on_the_gpu(gpu, tmp_path):
+    words = ["pretrain", "--model", "SimCLR", *SETTINGS, "--output", str(tmp_path)]
+    words[words.index("cifar")] = "imagenet"
+    assert main(words) == 0
+    export = to_torchvision(tmp_path / "last.ckpt", tmp_path / "backbone.pth")
     assert export.converted > 100
 
 

@@ -142,11 +142,12 @@ def test_callbacks_under_lightnings_precisions(gpu, precision, tmp_path):
         trainer.fit(model, DataLoader(TensorDataset(x), batch_size=64))
         return model
 
+    @torch.no_grad()
     def penalty(model):
         return float(OrthogonalityRegularizer(model.backbone, weight=1.0)())
 
-    plain, orthogonal = fit(), fit(OrthogonalityCallback(kind="so", weight=0.2))
-    assert penalty(orthogonal) < 0.7 * penalty(plain)
+    plain, orthogonal = fit(), fit(OrthogonalityCallback(kind="so", weight=0.5))
+    assert penalty(orthogonal) < 0.8 * penalty(plain)
     diverse = fit(LDRegCallback(layer="backbone", weight=0.1, k=8))
     assert all(torch.isfinite(p).all() for p in diverse.parameters())
     assert any(
