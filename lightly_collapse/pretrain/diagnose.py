@@ -1,9 +1,10 @@
 """The `diagnose` command: a run or a checkpoint, its images and its views."""
 
 import inspect
+import os
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -107,7 +108,6 @@ def diagnose_command(
         OSError: if a file cannot be read or written.
     """
     files = find_run(run)
-    target = find_device(device)
     if data is None and files.config is None:
         raise ValueError(
             f"give --data, a folder of images or `digits`: no config.yaml is beside "
@@ -115,13 +115,12 @@ def diagnose_command(
         )
     if trial and files.config is None:
         raise ValueError(f"trial needs the config.yaml of the run beside {files.checkpoint}")
-    history = read_readings(files.readings) if files.readings is not None else []
     folder = check_writable_folder(output)
     console = console or Console()
+    choices = _Choices(data, transform, arch, prefix, image_size, limit, seed, find_device(device))
     with warnings.catch_warnings(), quiet():
         warnings.simplefilter("ignore")  # Lightning's, of trainers that train nothing
-        patient = _Patient(files, data, transform, arch, prefix, image_size, limit, target, seed)
-        diagnosis = patient.diagnose(images, history)
+        diagnosis = _Patient(files, choices).diagnose(images)
         if trial and diagnosis.remedies:
             assert files.config is not None
             trials = run_trials(files.config, files.checkpoint, diagnosis.remedies, trial, seed)
@@ -134,29 +133,58 @@ def diagnose_command(
     return diagnosis
 
 
+@dataclass(frozen=True)
+class _Choices:
+    """What the command was told."""
+
+    data: str | None
+    transform: TransformName | None
+    arch: str | None
+    prefix: str | None
+    image_size: int | None
+    limit: int
+    seed: int
+    device: torch.device
+
+
+def diagnose_run(run: str | os.PathLike[str], images: int = 256, seed: int = 0) -> Diagnosis:
+    """The diagnosis of a run of `pretrain` by its output folder, on the CPU.
+
+    Args:
+        run: the folder, with `config.yaml`.
+        images: how many images have their views looked at.
+        seed: of choices of images and of views.
+
+    Returns:
+        The diagnosis.
+
+    Raises:
+        ValueError: if the folder lacks a part or one is at fault.
+        OSError: if a file cannot be read.
+    """
+    files = find_run(run)
+    if files.config is None:
+        raise ValueError(f"run {run} must hold a config.yaml")
+    choices = _Choices(None, None, None, None, None, 1, seed, torch.device("cpu"))
+    with warnings.catch_warnings(), quiet():
+        warnings.simplefilter("ignore")
+        return _Patient(files, choices).diagnose(images)
+
+
 class _Patient:
     """A checkpoint with all that is known of it: model, images, views."""
 
-    def __init__(
-        self,
-        files: RunFiles,
-        data: str | None,
-        transform: TransformName | None,
-        arch: str | None,
-        prefix: str | None,
-        image_size: int | None,
-        limit: int,
-        device: torch.device,
-        seed: int,
-    ) -> None:
-        self.files, self.device, self.seed = files, device, seed
-        self.data, self.transform, self.limit = data, transform, limit
+    def __init__(self, files: RunFiles, choices: _Choices) -> None:
+        self.files, self.choices = files, choices
+        self.data, self.device, self.seed = choices.data, choices.device, choices.seed
+        arch, prefix, image_size = choices.arch, choices.prefix, choices.image_size
+        self.history = read_readings(files.readings) if files.readings is not None else []
         self.method: Method | None = None
         self.head: Any = None
         self.notes: list[str] = []
         config = files.config
         self.data_settings: dict[str, Any] = dict(config["data"]) if config else {}
-        torch.manual_seed(seed)
+        torch.manual_seed(self.seed)
         if config is not None and arch is None and prefix is None:
             self.method = build_method(config["model"])
             self.untrained: nn.Module = build_method(config["model"]).backbone.eval()
@@ -181,20 +209,20 @@ class _Patient:
             loaded = load_model(arch, files.checkpoint, prefix=prefix)
             self.model, self.notes, how = loaded.model.eval(), [*loaded.notes], None
             self.untrained = untrained_copy(self.model)
-            how = published_preparation(loaded, small=data == "digits")
+            how = published_preparation(loaded, small=self.data == "digits")
         self.how = how if image_size is None else replace(how, image_size=image_size)
-        self.model.to(device)
-        self.untrained.to(device)
+        self.model.to(self.device)
+        self.untrained.to(self.device)
 
-    def diagnose(self, images: int, history: list[dict[str, float]]) -> Diagnosis:
+    def diagnose(self, images: int) -> Diagnosis:
         """Measure everything and conclude."""
         evidence = model_evidence(
             self.model, self._batches(), self.untrained, self.head, seed=self.seed
         )
         evidence = replace(
             evidence,
-            training=_training(self.method, self.files.config, history),
-            history=history,
+            training=_training(self.method, self.files.config, self.history),
+            history=self.history,
         )
         evidence, steps = self._training_images(evidence, images)
         name = self.files.checkpoint.parent.name or self.files.checkpoint.stem
@@ -209,9 +237,9 @@ class _Patient:
             return module.evaluation_batches()[1]
         size, colours = self.how.image_size, self.how.normalization
         if self.data == "digits":
-            return digits_loader(size, limit=self.limit, normalization=colours)
+            return digits_loader(size, limit=self.choices.limit, normalization=colours)
         return ImageFolderLoader(
-            self.data, size, limit=self.limit, normalization=colours, seed=self.seed
+            self.data, size, limit=self.choices.limit, normalization=colours, seed=self.seed
         )
 
     def _training_images(
@@ -227,7 +255,7 @@ class _Patient:
             evidence = replace(evidence, images=count, distinct=distinct)
             off = module.random_steps()
             steps = {name: {"data": {"init_args": change}} for name, change in off.items()}
-        if self.transform is not None:
+        if self.choices.transform is not None:
             return self._with_transform(evidence, images), steps
         if self.data is not None or self.method is None:
             return evidence, steps
@@ -253,9 +281,9 @@ class _Patient:
     def _with_transform(self, evidence: Evidence, images: int) -> Evidence:
         if self.data is None:
             raise ValueError("transform makes views of images: give --data too")
-        assert self.transform is not None
+        assert self.choices.transform is not None
         dataset = InColour(load_images(self.data))
-        made = named_transform(self.transform, self.how.image_size)
+        made = named_transform(self.choices.transform, self.how.image_size)
         left_out = {
             step: views_of(dataset, without_augmentation(made, step), images, self.seed)
             for step in augmentation_names(made)

@@ -315,3 +315,12 @@ def finite(values: Mapping[str, float]) -> dict[str, float | None]:
 def rounded(value: float) -> float:
     """Six digits: what float32 can tell."""
     return float(f"{value:.6g}")
+
+
+def finite_json(value: Any) -> Any:
+    """Dictionaries, sequences and numbers as JSON takes them: None for nan and infinity."""
+    if isinstance(value, Mapping):
+        return {name: finite_json(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite_json(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

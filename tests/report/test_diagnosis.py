@@ -91,8 +91,8 @@ class TestStates:
         assert found.place.layer == "3"
         assert found.place.kind == "weight"
         assert "weights" in {cause.name for cause in found.causes if cause.found}
-        interval = found.report.output.intervals["effective_rank"]
-        assert interval[0] <= found.report.output.scalars["effective_rank"] <= interval[1]
+        interval = found.evidence.report.output.intervals["effective_rank"]
+        assert interval[0] <= found.evidence.report.output.scalars["effective_rank"] <= interval[1]
 
     def test_too_few_images_to_tell(self):
         model = encoder()[:4]
@@ -185,7 +185,7 @@ class TestCauses:
         assert (cause.name if cause else None) == found
         if cause is not None:
             assert cause.detail == "gaussian"
-            assert diagnosis.views.left_out["gaussian"].matched > 0.9
+            assert diagnosis.evidence.views.left_out["gaussian"].matched > 0.9
 
 
 def test_page_and_file_escape_and_hold_what_was_found(tmp_path):

@@ -24,10 +24,7 @@ class Diagnosis(DiagnosisRecord):
         place: where.
         causes: why: every cause with its measurement, those that were found first.
         remedies: what to change, the first first.
-        report: the measurements of the model.
-        untrained: those of the same network with random weights.
-        views: how much the training's views have in common, where they are known.
-        history: readings during training, where they are known.
+        evidence: everything that was measured.
         trials: of the remedies, where they were made.
         notes: what could not be measured, and why.
         source: what was diagnosed.
@@ -69,10 +66,7 @@ def conclude(
         place=locate(evidence),
         causes=causes,
         remedies=find_remedies(causes, evidence.training, steps or {}),
-        report=evidence.report,
-        untrained=evidence.untrained,
-        views=evidence.views,
-        history=evidence.history,
+        evidence=evidence,
         notes=[*notes, *evidence.problems],
         source=source or {},
     )

@@ -10,10 +10,10 @@ from typing_extensions import Self
 
 from lightly_collapse.io.files import atomic_write
 from lightly_collapse.report.diagnosis.causes import Cause
-from lightly_collapse.report.diagnosis.evidence import ViewsEvidence
+from lightly_collapse.report.diagnosis.evidence import Evidence
 from lightly_collapse.report.diagnosis.remedies import Remedy
 from lightly_collapse.report.diagnosis.verdict import Place, Verdict
-from lightly_collapse.report.records import ModelRecord
+from lightly_collapse.report.records import finite_json
 
 _Path = str | os.PathLike[str]
 _FORMAT = "lightly-collapse diagnosis 1"
@@ -53,10 +53,7 @@ class DiagnosisRecord:
         place: where.
         causes: why: every cause with its measurement, those that were found first.
         remedies: what to change, the first first.
-        report: the measurements of the model.
-        untrained: those of the same network with random weights.
-        views: how much the training's views have in common, where they are known.
-        history: readings during training, where they are known.
+        evidence: everything that was measured.
         trials: of the remedies, where they were made.
         notes: what could not be measured, and why.
         source: what was diagnosed.
@@ -67,10 +64,7 @@ class DiagnosisRecord:
     place: Place
     causes: Sequence[Cause]
     remedies: Sequence[Remedy]
-    report: ModelRecord
-    untrained: ModelRecord
-    views: ViewsEvidence | None = None
-    history: Sequence[Mapping[str, float]] = ()
+    evidence: Evidence
     trials: Sequence[Trial] = ()
     notes: Sequence[str] = ()
     source: Mapping[str, Any] = field(default_factory=dict)
@@ -115,5 +109,5 @@ class DiagnosisRecord:
         Raises:
             OSError: if it cannot be written.
         """
-        record = {"format": _FORMAT, **asdict(self)}
-        atomic_write(path, json.dumps(record, indent=1, default=dict).encode())
+        record = finite_json({"format": _FORMAT, **asdict(self)})
+        atomic_write(path, json.dumps(record, indent=1, allow_nan=False).encode())

@@ -30,12 +30,12 @@ def diagnosis_page(diagnosis: DiagnosisRecord) -> str:
     Returns:
         A self-contained HTML page.
     """
-    rtol = diagnosis.report.settings["collapse_rtol"]
+    rtol = diagnosis.evidence.report.settings["collapse_rtol"]
     spectra = {
         label: [s / layer.spectrum[0] for s in layer.spectrum]
         for label, layer in (
-            ("random weights", diagnosis.untrained.output),
-            ("this model", diagnosis.report.output),
+            ("random weights", diagnosis.evidence.untrained.output),
+            ("this model", diagnosis.evidence.report.output),
         )
         if layer.spectrum and layer.spectrum[0] > 0
     }
@@ -46,9 +46,9 @@ def diagnosis_page(diagnosis: DiagnosisRecord) -> str:
         answer=_STATES[diagnosis.verdict.state],
         rtol=rtol,
         format_value=format_value,
-        layers=_rows(diagnosis.report, diagnosis.untrained),
+        layers=_rows(diagnosis.evidence.report, diagnosis.evidence.untrained),
         by_layer=to_svg(
-            _by_layer(diagnosis.report, diagnosis.untrained),
+            _by_layer(diagnosis.evidence.report, diagnosis.evidence.untrained),
             "Effective rank over width of every layer, of this model and of random weights",
         ),
         spectrum=to_svg(
@@ -57,7 +57,7 @@ def diagnosis_page(diagnosis: DiagnosisRecord) -> str:
         )
         if spectra
         else None,
-        history=_history(diagnosis.history),
+        history=_history(diagnosis.evidence.history),
     )
 
 

@@ -43,6 +43,11 @@ class _Faulty(SmallImages):
             self._draw = _noisy(self._draw, self.noise)  # type: ignore[assignment]
         return loader
 
+    @override
+    def random_steps(self) -> dict[str, dict[str, Any]]:
+        steps = super().random_steps()
+        return {**steps, "noise": {"noise": 0.0}} if self.noise > 0 else steps
+
     def evaluation_arrays(self) -> _Parts:
         """Training and held-out images as they are, ready for the backbone, with their labels."""
         parts = self._clean, (self._held_out.images, self._held_out.labels)
