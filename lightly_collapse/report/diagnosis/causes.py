@@ -11,8 +11,8 @@ from lightly_collapse.report.diagnosis.verdict import Verdict
 # The thresholds are from the development part of the bench of runs with a known answer.
 FEW_DISTINCT = 0.5
 """Share of distinct training images below which duplicates are a cause."""
-LOW_RANK = 0.1
-"""Width of the embedding, or its weights' rank, over the representation's: a low-rank projector."""
+LOW_RANK = (16, 0.25)
+"""Width of an embedding of low rank: less than this, and than this share of the representation's."""
 GROWN, SHRUNK = 8.0, 0.2
 """Median norm of the weights, over that at random initialisation, of a blow-up and of a decay."""
 DEAD = 0.5
@@ -56,7 +56,7 @@ def find_causes(evidence: Evidence, verdict: Verdict) -> list[Cause]:
     collapsed = verdict.state in ("dimensional", "complete")
     causes = [
         _duplicates(evidence),
-        _projector(evidence, collapsed),
+        _projector(evidence),
         *_norms(evidence, collapsed),
         _dead_units(evidence),
         _augmentation(evidence),
@@ -82,31 +82,26 @@ def _duplicates(evidence: Evidence) -> Cause:
     )
 
 
-def _projector(evidence: Evidence, collapsed: bool) -> Cause:
+def _projector(evidence: Evidence) -> Cause:
     title = "no projector between representation and loss, or one of low rank"
-    training, report = evidence.training, evidence.report
+    report = evidence.report
     embedding = next((r for r in report.layers if r.name.startswith("embedding")), None)
-    if training.has_projector is False:
-        return Cause(
-            "projector",
-            title,
-            collapsed,
-            "The loss acts on the representation itself: there is no projector.",
-            "missing",
-        )
+    # A matter of structure, so found also where the representation has not lost rank (yet).
+    if evidence.training.has_projector is False:
+        measured = "The loss acts on the representation itself: there is no projector."
+        return Cause("projector", title, True, measured, "missing")
     if embedding is None:
         return Cause("projector", title, None, "The projector is not known.")
-    width = embedding.dimensions
-    share = width / report.output.dimensions
+    most = min(LOW_RANK[0], LOW_RANK[1] * report.output.dimensions)
     rank = embedding.scalars.get("effective_rank")
-    words = "" if rank is None else f", its effective rank {rank:.1f}"
+    words = "" if rank is None else f", of which the effective rank is {rank:.1f}"
+    low = embedding.dimensions < most
     return Cause(
         "projector",
         title,
-        collapsed and share < LOW_RANK,
-        f"The embedding has {width} dimensions, {100 * share:.0f} % of the representation's "
-        f"(a cause below {100 * LOW_RANK:.0f} %){words}.",
-        "low rank" if share < LOW_RANK else "",
+        low,
+        f"The embedding has {embedding.dimensions} dimensions (a cause below {most:g}){words}.",
+        "low rank" if low else "",
     )
 
 
