@@ -12,7 +12,7 @@ from lightly_collapse.report.diagnosis.verdict import Verdict
 FEW_DISTINCT = 0.5
 """Share of distinct training images below which duplicates are a cause."""
 LOW_RANK = (16, 0.25)
-"""Width of an embedding of low rank: less than this, and than this share of the representation's."""
+"""Width of an embedding of low rank: below this, and this share of the representation's."""
 GROWN, SHRUNK = 8.0, 0.2
 """Median norm of the weights, over that at random initialisation, of a blow-up and of a decay."""
 DEAD = 0.5
