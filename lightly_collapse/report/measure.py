@@ -26,7 +26,7 @@ from lightly_collapse.report.accuracy import knn_accuracy, linear_accuracy
 from lightly_collapse.report.collapse_report import CollapseReport
 from lightly_collapse.report.embeddings import measure_embeddings
 from lightly_collapse.report.feature_pass import EMBEDDING, OUTPUT, FeaturePass, evaluating
-from lightly_collapse.report.intervals import intervals_of
+from lightly_collapse.report.intervals import Interval, estimates_of
 from lightly_collapse.report.records import LayerRecord, WeightRecord, finite, rounded
 
 _MOST_STAGES = 24
@@ -238,7 +238,10 @@ def _layer(
     sketch: EmbeddingSketch | None,
 ) -> LayerRecord:
     reading = metrics.compute()
-    intervals = intervals_of(sketch, reading.scalars) if sketch and sketch.rows else {}
+    intervals: dict[str, Interval] = {}
+    corrected: dict[str, float] = {}
+    if sketch and sketch.rows:
+        intervals, corrected = estimates_of(sketch, reading.scalars)
     problems = dict(reading.problems)
     if math.isinf(reading.scalars["condition_number"]):
         problems["condition_number"] = "infinite, the weakest direction cannot be told from zero"
@@ -250,6 +253,7 @@ def _layer(
         spectrum=[] if reading.spectrum is None else list(map(rounded, reading.spectrum.tolist())),
         lid=[] if reading.lid is None else list(map(rounded, reading.lid.tolist())),
         intervals={n: [rounded(i.low), rounded(i.high)] for n, i in intervals.items()},
+        corrected={n: rounded(v) for n, v in corrected.items()},
     )
 
 

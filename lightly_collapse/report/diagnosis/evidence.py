@@ -12,7 +12,6 @@ from torch.nn.functional import normalize
 
 from lightly_collapse._layers import find_weights
 from lightly_collapse.metrics.features import feature_rows
-from lightly_collapse.report.embeddings import measure_embeddings
 from lightly_collapse.report.measure import measure
 from lightly_collapse.report.records import ModelRecord
 from lightly_collapse.theory.views import estimate_covariances
@@ -141,7 +140,7 @@ def model_evidence(
     """
     untrained = untrained_copy(model) if untrained is None else untrained
     report, rows, dead = _measured(model, batches, head=head, **settings)
-    other, other_rows, _ = _measured(untrained, batches, **settings)
+    other, other_rows, _ = _measured(untrained, batches, **{**settings, "blocks": 1})
     problems = []
     dropped = int(report.output.scalars.get("dropped") or 0)
     if dropped:
@@ -196,12 +195,6 @@ def _measured(
         for hook in hooks:
             hook.remove()
     features = torch.cat(rows)
-    if features.isfinite().all(dim=1).sum() > 1 and report.layers[0].name == "output":
-        keywords = {
-            n: report.settings[s] for n, s in (("rtol", "collapse_rtol"), ("lid_k", "lid_k"))
-        }
-        intervals = measure_embeddings(features, **keywords).output.intervals
-        report.layers[0].intervals.update(intervals)
     dead = {name: float((value <= 0).float().mean()) for name, value in highest.items()}
     return report, features, dead
 
