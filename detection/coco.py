@@ -73,6 +73,7 @@ def read_coco(
         )
     if by_image:
         raise ValueError(f"annotations {path}: objects of unknown images {_some(by_image)}")
+    _check_units(photographs, path)
     if len(photographs) <= _CHECKED_IMAGES:
         for photograph in photographs:
             _check_size(photograph, path)
@@ -209,13 +210,29 @@ def _numbers(value: Any, count: int | None, label: str) -> list[float]:
     return [float(v) for v in value]
 
 
-def _check_size(photograph: Photograph, path: Path) -> None:
-    size = image_size(photograph.path)
-    if size != (photograph.width, photograph.height):
+def _check_units(photographs: Sequence[Photograph], path: Path) -> None:
+    ends = [max(box.corners[2:]) for photograph in photographs for box in photograph.boxes]
+    if ends and max(ends) <= 1:
         raise ValueError(
-            f"annotations {path}: say {photograph.width}x{photograph.height} pixels, "
-            f"{photograph.path.name} has {size[0]}x{size[1]}"
+            f"annotations {path}: all boxes lie between 0 and 1: fractions of the image? This "
+            f"format counts pixels"
         )
+
+
+def _check_size(photograph: Photograph, path: Path) -> None:
+    width, height = image_size(photograph.path)
+    if (width, height) == (photograph.width, photograph.height):
+        return
+    is_turned = (height, width) == (photograph.width, photograph.height)
+    raise ValueError(
+        f"annotations {path}: say {photograph.width}x{photograph.height} pixels, "
+        f"{photograph.path.name} has {width}x{height}"
+        + (
+            " as displayed: were its boxes drawn before its EXIF tag turned it?"
+            if is_turned
+            else ""
+        )
+    )
 
 
 def _check_masks(photographs: Sequence[Photograph], path: Path) -> None:

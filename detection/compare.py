@@ -19,7 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from detection.average_precision import average_precision
-from detection.config import add_arguments, parse_arguments, read_overrides, read_values
+from detection.config import (
+    add_arguments,
+    fragment_beside,
+    parse_arguments,
+    read_overrides,
+    read_values,
+)
 from detection.datasets import read_datasets
 from detection.page import write_page
 from detection.photographs import Dataset
@@ -141,8 +147,13 @@ def _settings(run: Run, arguments: argparse.Namespace) -> dict[str, Any]:
         "classes": arguments.classes,
         "seed": run.seed,
         "learning_rate": run.learning_rate,
-        "weights": run.weights and hashlib.sha256(Path(run.weights).read_bytes()).hexdigest(),
+        "weights": run.weights and _sha256(Path(run.weights)),
+        "fragment": _sha256(fragment) if (fragment := fragment_beside(run.weights)) else None,
     }
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _read_test_set(arguments: argparse.Namespace) -> Dataset:
@@ -150,8 +161,8 @@ def _read_test_set(arguments: argparse.Namespace) -> Dataset:
     dataset, _, _ = read_datasets(
         {
             "TEST": settings.get("DATASETS.TEST"),
-            "ROOT": str(arguments.dataset_root or ""),
-            "CLASSES": arguments.classes or [],
+            "ROOT": str(arguments.dataset_root or settings.get("DATASETS.ROOT", "")),
+            "CLASSES": arguments.classes or settings.get("DATASETS.CLASSES", []),
         },
         test_only=True,
     )

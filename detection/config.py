@@ -40,7 +40,8 @@ DETECTOR_OF = {
 """A short name for the detector of a configuration, by the builder of its backbone."""
 NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN", "naiveSyncBN", "naiveSyncBN_N", "LN", "nnSyncBN")
 _SECTIONS = "MODEL|INPUT|DATASETS|DATALOADER|SOLVER|TEST|GLOBAL"
-_KEY = re.compile(rf"(?:{_SECTIONS})(?:\.[A-Z0-9_]+)+|OUTPUT_DIR|SEED|VERSION|[A-Z]+_[A-Z_]+")
+_PLAIN_KEYS = "OUTPUT_DIR|SEED|VERSION|VIS_PERIOD|CUDNN_BENCHMARK|FLOAT32_PRECISION"
+_KEY = re.compile(rf"(?:{_SECTIONS})(?:\.[A-Z0-9_]+)+|{_PLAIN_KEYS}")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,18 +73,24 @@ def parse_arguments(
     """Parse, giving the overrides back that an option with several values has taken.
 
     argparse lets `--classes dog cat OUTPUT_DIR runs/x` take all four words; here a list ends where
-    a configuration key begins.
+    pairs of a configuration key and a value begin.
     """
     arguments = parser.parse_args(argv)
     for name in ("classes", "backbone"):
-        words = getattr(arguments, name, None) or []
-        keys = [i for i, word in enumerate(words) if _KEY.fullmatch(str(word))]
+        words = [str(word) for word in getattr(arguments, name, None) or []]
+        keys = [i for i, word in enumerate(words) if _KEY.fullmatch(word)]
         if keys:
-            if not keys[0]:
+            # A class may have a key's name: `--classes LEAF SEED OUTPUT_DIR runs/x`.
+            first = next((i for i in keys if _are_pairs(words[i:])), keys[0])
+            if not first:
                 parser.error(f"argument --{name}: expected at least one value")
-            setattr(arguments, name, words[: keys[0]])
-            arguments.opts = [*words[keys[0] :], *arguments.opts]
+            setattr(arguments, name, words[:first])
+            arguments.opts = [*words[first:], *arguments.opts]
     return arguments
+
+
+def _are_pairs(words: Sequence[str]) -> bool:
+    return len(words) % 2 == 0 and all(_KEY.fullmatch(key) for key in words[::2])
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:

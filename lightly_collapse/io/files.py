@@ -3,7 +3,6 @@
 import glob
 import os
 import tempfile
-import time
 from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
@@ -14,7 +13,7 @@ from typing import Any, BinaryIO
 fcntl: Any = import_module("fcntl") if find_spec("fcntl") else None
 
 _SUFFIX = ".tmp"
-_ORPHAN_SECONDS = 60
+_LOCK_ATTEMPTS = 10
 
 
 def check_writable_folder(path: str | os.PathLike[str]) -> Path:
@@ -67,10 +66,9 @@ def atomic_write(
     """
     path = Path(path)
     _remove_orphans(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_SUFFIX)
+    handle, temporary = _locked_temporary(path)
     try:
         with os.fdopen(handle, "wb") as file:
-            _try_lock(file.fileno())
             if callable(content):
                 content(file)
             else:
@@ -93,15 +91,28 @@ def atomic_write(
         raise
 
 
+def _locked_temporary(path: Path) -> tuple[int, str]:
+    """A temporary file for `path`, locked: its handle and name.
+
+    Between making and locking it, another process may have taken it for an orphan: then another is
+    made. Where files cannot be locked, the last one is taken unlocked.
+    """
+    for attempt in range(_LOCK_ATTEMPTS):
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_SUFFIX)
+        is_locked = _try_lock(handle) and os.fstat(handle).st_nlink > 0
+        if is_locked or fcntl is None or attempt == _LOCK_ATTEMPTS - 1:
+            break
+        os.close(handle)
+        Path(name).unlink(missing_ok=True)
+    return handle, name
+
+
 def _remove_orphans(path: Path) -> None:
     """Remove temporary files for `path` whose writer no longer exists."""
     if fcntl is None:
         return
     for orphan in path.parent.glob(f".{glob.escape(path.name)}.*{_SUFFIX}"):
         try:
-            # A file that was just made may not be locked yet.
-            if time.time() - orphan.stat().st_mtime < _ORPHAN_SECONDS:
-                continue
             with orphan.open("rb") as file:
                 if _try_lock(file.fileno()):
                     orphan.unlink()

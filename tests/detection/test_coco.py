@@ -126,6 +126,11 @@ def first(key, value):
         (lambda c: c["images"][0].update(file_name="../gone.jpg"), "leads out of the folder"),
         (lambda c: c["images"][0].update(file_name=None), "without file_name"),
         (lambda c: c["images"][0].update(width=640), "say 640x72 pixels"),
+        (lambda c: c["images"][0].update(width=72, height=96), "96x72 as displayed: .* EXIF"),
+        (
+            lambda c: [a.update(bbox=[0.1, 0.1, 0.5, 0.5], area=0.25) for a in c["annotations"]],
+            "between 0 and 1: fractions",
+        ),
         (lambda c: c["images"].append(c["images"][0]), "listed twice"),
         (lambda c: c.pop("categories"), "under 'categories'"),
         (lambda c: c["categories"].append(c["categories"][0]), "categories"),

@@ -104,6 +104,11 @@ def test_overrides_after_a_list_are_not_taken_into_it(option):
     arguments = parse_arguments(parser, [option, *words])
     assert getattr(arguments, option[2:]) == ["dog", "cat"]
     assert arguments.opts == words[2:]
+    # Words that look like a key, or are one, are classes where no value follows.
+    words = ["STOP_SIGN", "SEED", "OUTPUT_DIR", "runs/x"]
+    arguments = parse_arguments(parser, [option, *words])
+    assert getattr(arguments, option[2:]) == words[:2]
+    assert arguments.opts == words[2:]
     with pytest.raises(SystemExit):
         parse_arguments(parser, [option, "OUTPUT_DIR", "runs/x"])
 

@@ -2,7 +2,7 @@ import os
 import stat
 import subprocess
 import sys
-import time
+import tempfile
 
 import pytest
 
@@ -41,11 +41,6 @@ def test_file_has_the_usual_permissions(tmp_path):
     assert modes[0] == modes[1]
 
 
-def aged(path, seconds=3600):
-    past = time.time() - seconds
-    os.utime(path, (past, past))
-
-
 def test_temporary_files_of_killed_writers_are_removed_and_no_others(tmp_path):
     killed = """
 import os, sys
@@ -63,13 +58,11 @@ atomic_write(sys.argv[1], write)
     (orphan,) = tmp_path.glob(".last.ckpt.*.tmp")
     assert target.read_bytes() == b"old"
     others = [tmp_path / name for name in (".other.ckpt.x.tmp", "last.ckpt.tmp", ".last.ckpt.swp")]
-    for file in (orphan, *others):
+    for file in others:
         file.touch()
-        aged(file)
-    young = tmp_path / ".last.ckpt.young.tmp"
-    young.touch()
     atomic_write(target, b"new")
-    assert {p.name for p in tmp_path.iterdir()} == {p.name for p in (target, young, *others)}
+    assert not orphan.exists()
+    assert {p.name for p in tmp_path.iterdir()} == {p.name for p in (target, *others)}
     assert target.read_bytes() == b"new"
 
 
@@ -80,13 +73,30 @@ def test_the_temporary_file_of_a_live_writer_is_left_alone(tmp_path):
         file.write(b"from the slow writer")
         file.flush()
         (temporary,) = tmp_path.glob(".last.ckpt.*.tmp")
-        aged(temporary)
         atomic_write(target, b"from the fast writer")
         assert temporary.exists()
 
     atomic_write(target, slow)
     assert target.read_bytes() == b"from the slow writer"
     assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_a_temporary_file_taken_for_an_orphan_before_it_was_locked(tmp_path, monkeypatch):
+    made = []
+    mkstemp = tempfile.mkstemp
+
+    def and_removed(**options):
+        handle, name = mkstemp(**options)
+        made.append(name)
+        if len(made) == 1:  # another process was faster
+            os.unlink(name)
+        return handle, name
+
+    monkeypatch.setattr(tempfile, "mkstemp", and_removed)
+    atomic_write(tmp_path / "a", b"content")
+    assert len(made) == 2
+    assert (tmp_path / "a").read_bytes() == b"content"
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no resource limits")
