@@ -20,11 +20,13 @@ from typing import Any
 
 from detection.average_precision import average_precision
 from detection.config import (
+    OneLineParser,
     add_arguments,
     fragment_beside,
     parse_arguments,
     read_overrides,
     read_values,
+    run_command,
 )
 from detection.datasets import read_datasets
 from detection.page import write_page
@@ -32,7 +34,8 @@ from detection.photographs import Dataset
 from detection.pictures import Drawn, draw_pictures
 from detection.results import describe_scores, read_predictions, write_json
 from detection.statistics import markdown_table, summarize, verdicts, warnings
-from lightly_collapse.io.files import atomic_write
+from lightly_collapse.io.files import atomic_write, check_writable_folder
+from lightly_collapse.io.locks import hold_folder
 
 _TRAINERS = {"torchvision": "detection.train_torchvision", "detectron2": "detection.train_net"}
 
@@ -195,8 +198,8 @@ def _losses(folder: Path) -> list[tuple[int, float]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; 0, or 2 after one line where an argument or an input is at fault."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """The command; its exit status is that of `run_command`."""
+    parser = OneLineParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config-file", required=True, metavar="FILE")
     parser.add_argument(
         "--backbone",
@@ -217,17 +220,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="overrides of the config"
     )
     arguments = parse_arguments(parser, argv)
-    try:
+
+    def run_all() -> None:
         runs = plan(arguments.backbone, arguments.seeds, arguments.output, arguments.learning_rates)
         # Before hours of training: a test set that cannot be read is found out now.
         test_set = _read_test_set(arguments)
-        for run in runs:
-            execute(run, arguments)
-        _report(runs, test_set, arguments.output)
-    except (ValueError, OSError) as error:
-        print(f"{parser.prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+        with hold_folder(check_writable_folder(arguments.output)):
+            for run in runs:
+                execute(run, arguments)
+            _report(runs, test_set, arguments.output)
+
+    return run_command(parser, run_all)
 
 
 if __name__ == "__main__":

@@ -7,13 +7,18 @@ values, without detectron2 and without running anything that is in them.
 
 import argparse
 import ast
+import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import yaml
+from typing_extensions import override
+
+from lightly_collapse._arguments import Workers, check
 
 # The keys of our own among detectron2's, with their defaults.
 OUR_DEFAULTS: dict[str, Any] = {
@@ -42,6 +47,36 @@ NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN", "naiveSyncBN", "naiveSyncBN_N", "
 _SECTIONS = "MODEL|INPUT|DATASETS|DATALOADER|SOLVER|TEST|GLOBAL"
 _PLAIN_KEYS = "OUTPUT_DIR|SEED|VERSION|VIS_PERIOD|CUDNN_BENCHMARK|FLOAT32_PRECISION"
 _KEY = re.compile(rf"(?:{_SECTIONS})(?:\.[A-Z0-9_]+)+|{_PLAIN_KEYS}")
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """A parser whose errors are one line, without the usage."""
+
+    @override
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+
+
+def run_command(parser: argparse.ArgumentParser, run: Callable[[], None]) -> int:
+    """Run what a command does.
+
+    Args:
+        parser: the command's.
+        run: called without arguments.
+
+    Returns:
+        The exit status: 0; 2 after one line on standard error where an argument, an input, an
+        output or the training's numbers are at fault; 130 after one when interrupted.
+    """
+    try:
+        run()
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"{parser.prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -95,7 +130,7 @@ def _are_pairs(words: Sequence[str]) -> bool:
 
 def make_parser(description: str) -> argparse.ArgumentParser:
     """detectron2's standard arguments, and ours."""
-    parser = argparse.ArgumentParser(description=description)
+    parser = OneLineParser(description=description)
     parser.add_argument("--config-file", required=True, metavar="FILE", help="path to config file")
     parser.add_argument(
         "--resume", action="store_true", help="resume from the last checkpoint in OUTPUT_DIR"
@@ -131,13 +166,10 @@ def check_settings(config: Any, num_gpus: int) -> None:
         ValueError: naming the key.
     """
     solver, model = config["SOLVER"], config["MODEL"]
-    for key in ("IMS_PER_BATCH", "CHECKPOINT_PERIOD", "MAX_ITER"):
-        if solver[key] < 1:
-            raise ValueError(f"config: SOLVER.{key} must be at least 1, got {solver[key]}")
-    if solver["OPTIMIZER"] not in {"SGD", "AdamW"}:
-        raise ValueError(f"config: SOLVER.OPTIMIZER must be SGD or AdamW: {solver['OPTIMIZER']!r}")
-    if not 0 < solver["LAYER_DECAY"] <= 1:
-        raise ValueError(f"config: SOLVER.LAYER_DECAY must be in (0, 1]: {solver['LAYER_DECAY']}")
+    _check_solver(solver)
+    if not config["SEED"] < 2**32:
+        raise ValueError(f"config: SEED must be below 2^32, got {config['SEED']}")
+    check("config: DATALOADER.NUM_WORKERS", Workers, config["DATALOADER"]["NUM_WORKERS"])
     sizes = config["INPUT"]["MIN_SIZE_TRAIN"]
     if not sizes or min(sizes) < 1 or config["INPUT"]["MIN_SIZE_TEST"] < 1:
         raise ValueError("config: INPUT.MIN_SIZE_TRAIN and MIN_SIZE_TEST must name positive sizes")
@@ -158,6 +190,21 @@ def check_settings(config: Any, num_gpus: int) -> None:
         raise ValueError(
             f"--num-gpus: {num_gpus} asked for, {torch.cuda.device_count()} found on this machine"
         )
+
+
+def _check_solver(solver: Mapping[str, Any]) -> None:
+    for key in ("IMS_PER_BATCH", "CHECKPOINT_PERIOD", "MAX_ITER"):
+        if solver[key] < 1:
+            raise ValueError(f"config: SOLVER.{key} must be at least 1, got {solver[key]}")
+    for key in ("BASE_LR", "WEIGHT_DECAY", "MOMENTUM", "WARMUP_FACTOR", "GAMMA"):
+        if not 0 <= solver[key] < math.inf:
+            raise ValueError(
+                f"config: SOLVER.{key} must be finite and not negative, got {solver[key]}"
+            )
+    if solver["OPTIMIZER"] not in {"SGD", "AdamW"}:
+        raise ValueError(f"config: SOLVER.OPTIMIZER must be SGD or AdamW: {solver['OPTIMIZER']!r}")
+    if not 0 < solver["LAYER_DECAY"] <= 1:
+        raise ValueError(f"config: SOLVER.LAYER_DECAY must be in (0, 1]: {solver['LAYER_DECAY']}")
 
 
 def read_overrides(overrides: Sequence[str]) -> list[tuple[str, Any]]:

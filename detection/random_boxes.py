@@ -5,12 +5,15 @@
 Sizes and classes are drawn from the training boxes, places and scores uniformly.
 """
 
-import argparse
 import random
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from detection.average_precision import Prediction, average_precision
+from detection.config import OneLineParser, run_command
 from detection.photographs import Dataset, Photograph
+from detection.results import describe_scores
 from detection.voc import read_voc
 
 
@@ -29,25 +32,31 @@ def guess(photograph: Photograph, train: Dataset, count: int, rng: random.Random
     return Prediction(photograph.image_id, boxes, [rng.random() for _ in drawn], classes)
 
 
-def main() -> None:
-    """Print AP and AP50 for some seeds."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print AP and AP50 for some seeds; the exit status is that of `run_command`."""
+    parser = OneLineParser(description=__doc__.splitlines()[0])
     parser.add_argument("--root", type=Path, required=True, help="a VOC-format folder")
     parser.add_argument("--train", default="train", help="split that sizes are drawn from")
     parser.add_argument("--test", default="test", help="split to guess on")
     parser.add_argument("--boxes", type=int, default=100, help="in each image")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    arguments = parser.parse_args()
-    train = read_voc(arguments.train, arguments.root)
-    test = read_voc(arguments.test, arguments.root, train.classes)
-    for seed in arguments.seeds:
-        rng = random.Random(seed)
-        guesses = [
-            guess(photograph, train, arguments.boxes, rng) for photograph in test.photographs
-        ]
-        scores = average_precision(test, guesses, train.classes)
-        print(f"seed {seed}: AP {scores['AP']:.2f}, AP50 {scores['AP50']:.2f}")
+    arguments = parser.parse_args(argv)
+
+    def run() -> None:
+        if arguments.boxes < 1:
+            raise ValueError(f"--boxes must be at least 1, got {arguments.boxes}")
+        train = read_voc(arguments.train, arguments.root)
+        test = read_voc(arguments.test, arguments.root, train.classes)
+        for seed in arguments.seeds:
+            rng = random.Random(seed)
+            guesses = [
+                guess(photograph, train, arguments.boxes, rng) for photograph in test.photographs
+            ]
+            scores = average_precision(test, guesses, train.classes)
+            print(f"seed {seed}: {describe_scores(scores)}")
+
+    return run_command(parser, run)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -13,25 +13,24 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from detection.config import make_parser, parse_arguments
+from detection.config import make_parser, parse_arguments, run_command
 from detection.results import describe_scores
 from detection.torchvision.config import configure
 from detection.torchvision.trainer import train
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; 0, or 2 after one line where an argument or an input is at fault."""
+    """The command; its exit status is that of `run_command`."""
     parser = make_parser(__doc__.splitlines()[0])
     arguments = parse_arguments(parser, argv)
-    try:
+
+    def run() -> None:
         config = configure(arguments)
         result = train(config, arguments.resume, arguments.eval_only, arguments.allow_partial)
-    except (ValueError, OSError, FloatingPointError) as error:
-        print(f"{parser.prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    print(f"{describe_scores(result)} on {result['dataset']} after {result['seconds']:.0f} s")
-    print(f"wrote {Path(config['OUTPUT_DIR']) / 'result.json'}")
-    return 0
+        print(f"{describe_scores(result)} on {result['dataset']} after {result['seconds']:.0f} s")
+        print(f"wrote {Path(config['OUTPUT_DIR']) / 'result.json'}")
+
+    return run_command(parser, run)
 
 
 if __name__ == "__main__":

@@ -158,6 +158,8 @@ _REMOTE = ("hf-hub:", "torch.hub:")  # checkpoints that are not files
 Seed = Annotated[int, Bound(0, 2**32 - 1)]
 Count = Annotated[int, Bound(1)]
 AtLeastTwo = Annotated[int, Bound(2)]
+UpTo1000 = Annotated[int, Bound(1, 1000)]
+Steps = Annotated[int, Bound(1, 10**7)]
 Natural = Annotated[int, Bound(0)]
 Share = Annotated[float, Bound(0, 1)]
 OpenShare = Annotated[float, Bound(0, 1, open=True)]

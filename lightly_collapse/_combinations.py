@@ -53,8 +53,8 @@ def _check_reading(data: str | None, workers: int) -> None:
         raise ValueError(f"workers has no effect on {what}, got {workers}")
 
 
-def check_embeddings(engine: str = "local", address: str | None = None, **_: Any) -> None:
-    """Of `measure --embeddings`.
+def check_engine(engine: str = "local", address: str | None = None, **_: Any) -> None:
+    """Of `measure --embeddings` and `sweep`.
 
     Raises:
         ValueError: if an argument has no effect, or Ray is wanted and not installed.

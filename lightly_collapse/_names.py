@@ -54,6 +54,18 @@ def check_choice(argument: str, word: str, known: Collection[str]) -> None:
         )
 
 
+@cache
+def read_module(name: str) -> ast.Module:
+    """The syntax tree of a module of this package, which is not imported.
+
+    Args:
+        name: its full name.
+    """
+    stem = _PACKAGE.parent.joinpath(*name.split("."))
+    path = stem / "__init__.py" if stem.is_dir() else stem.with_suffix(".py")
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def read_names(module: str, variable: str) -> tuple[str, ...]:
     """The names in a list, tuple or dictionary of a module of this package, which is not imported.
 
@@ -65,10 +77,8 @@ def read_names(module: str, variable: str) -> tuple[str, ...]:
         >>> read_names("lightly_collapse.pretrain.data", "__all__")[:2]
         ('CIFAR10', 'CIFAR100')
     """
-    stem = _PACKAGE.parent.joinpath(*module.split("."))
-    path = stem / "__init__.py" if stem.is_dir() else stem.with_suffix(".py")
     assigned: dict[str, ast.expr | None] = {}
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+    for node in read_module(module).body:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
             assigned[node.targets[0].id] = node.value
         elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):

@@ -6,12 +6,11 @@ import textwrap
 import types
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_origin
 
 from lightly_collapse import _arguments
+from lightly_collapse._names import read_module
 
-_PACKAGE = Path(__file__).parent
 _PLAIN = {kind.__name__: kind for kind in (int, float, str, bool)}
 _NO_WORD = object()
 
@@ -106,9 +105,7 @@ class _Source:
 
     def __init__(self, module: str) -> None:
         self.module = module
-        stem = _PACKAGE.parent.joinpath(*module.split("."))
-        path = stem / "__init__.py" if stem.is_dir() else stem.with_suffix(".py")
-        self.tree = ast.parse(path.read_text(encoding="utf-8"))
+        self.tree = read_module(module)
 
     def annotation(self, node: ast.expr) -> Any:  # noqa: PLR0911  one for each kind of node
         """The type that an annotation stands for; `_NO_WORD` for what only code can pass."""
@@ -156,7 +153,7 @@ class _Source:
             return self, self._assigned()[name]
         for node in self.tree.body:
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(
-                _PACKAGE.name + "."
+                "lightly_collapse."
             ):
                 for alias in node.names:
                     if (alias.asname or alias.name) == name:

@@ -23,7 +23,7 @@ from lightly_collapse._arguments import check
 from lightly_collapse._combinations import (
     check_compare,
     check_demo,
-    check_embeddings,
+    check_engine,
     check_export,
     check_measure,
     check_predict,
@@ -33,6 +33,7 @@ from lightly_collapse._combinations import (
 from lightly_collapse._names import check_choice, suggestion
 from lightly_collapse._signatures import Parameter, read_signature, read_summary
 
+_NO_MEMORY = r"out of memory|not enough memory|can't allocate memory"  # in torch's messages
 _DESCRIPTION = "Prevent, measure, explain and transfer dimensional collapse."
 
 
@@ -90,10 +91,11 @@ def _check_pretrain(words: Sequence[str]) -> None:
     check_words(words)
 
 
-def _check_sweep(path: str, **_: Any) -> None:
+def _check_sweep(path: str, engine: str = "local", address: str | None = None, **_: Any) -> None:
     from lightly_collapse.pretrain.configs import find_config  # noqa: PLC0415
 
     find_config(path, "sweep")
+    check_engine(engine, address)
 
 
 VERBS = {
@@ -126,7 +128,7 @@ VERBS = {
 """The verbs by name."""
 
 _EMBEDDINGS = Verb(
-    "lightly_collapse.report.embeddings_command", "embeddings_command", check=check_embeddings
+    "lightly_collapse.report.embeddings_command", "embeddings_command", check=check_engine
 )
 
 
@@ -180,9 +182,11 @@ def _explained(error: BaseException) -> tuple[int, str]:
     if isinstance(error, KeyboardInterrupt):
         return 130, "interrupted"
     if isinstance(error, (ValueError, OSError)):
-        return 2, f"error: {error}"
+        # That of a process that reads data comes with its traceback, the message at the end.
+        _, _, message = str(error).rpartition(f"{type(error).__name__}: ")
+        return 2, f"error: {message if 'Original Traceback' in str(error) else error}"
     # torch's own, on a GPU and on the CPU, are no MemoryError.
-    if isinstance(error, MemoryError) or re.search(r"out of memory|not enough memory", str(error)):
+    if isinstance(error, MemoryError) or re.search(_NO_MEMORY, str(error)):
         return 2, "error: not enough memory: take smaller batches, or fewer or smaller images"
     return 1, (
         f"unexpected error, {type(error).__name__}: {error}; this should not happen: please "

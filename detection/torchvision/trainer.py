@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import random
+import re
 import time
 from bisect import bisect_right
 from pathlib import Path
@@ -30,8 +31,10 @@ from detection.torchvision.model import build_model, freeze
 from detection.torchvision.weights import load_weights
 from lightly_collapse.io.checkpoints import read_checkpoint
 from lightly_collapse.io.files import atomic_write, check_writable_folder
+from lightly_collapse.io.locks import hold_folder
 
 _LOG_PERIOD = 20
+_PERIODIC = re.compile(r"model_(\d{7}|final)\.pth")
 
 
 def train(
@@ -53,10 +56,11 @@ def train(
         FloatingPointError: if the training diverges.
         OSError: if a file cannot be read or written.
     """
-    run = Run(config, resume, eval_only, allow_partial)
-    if not eval_only:
-        run.train()
-    return run.evaluate()
+    with hold_folder(check_writable_folder(config["OUTPUT_DIR"])):
+        run = Run(config, resume, eval_only, allow_partial)
+        if not eval_only:
+            run.train()
+        return run.evaluate()
 
 
 class Run:
@@ -227,10 +231,11 @@ class Run:
         }
         atomic_write(self.folder / name, lambda file: torch.save(content, file))
         tag = self.folder / "last_checkpoint"
-        previous = self.folder / tag.read_text() if tag.is_file() else None
         atomic_write(tag, name.encode())
-        if previous is not None and previous.name != name:
-            previous.unlink(missing_ok=True)
+        # All earlier ones: a run that was killed between these lines left more than one.
+        for earlier in self.folder.glob("model_*.pth"):
+            if _PERIODIC.fullmatch(earlier.name) and earlier.name != name:
+                earlier.unlink(missing_ok=True)
 
     def _restore(self, state: dict[str, Any]) -> None:
         name = self.folder / (self.folder / "last_checkpoint").read_text()

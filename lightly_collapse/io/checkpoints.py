@@ -1,6 +1,7 @@
 """Files of `torch.save`, read without running code that they may hold."""
 
 import argparse
+import errno
 import os
 import pathlib
 import pickle
@@ -48,7 +49,9 @@ _NUMPY_SCALARS = (
 
 def reason(error: BaseException) -> str:
     """The first line of an error's message, or its name where it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    # What torch.load goes on to advise, to run the file's code, is not for untrusted files.
+    return line.partition(" In PyTorch 2.6, we changed")[0]
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -74,7 +77,10 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
                 f"checkpoint {path}: cannot be loaded with weights_only=True, damaged or holding "
                 f"more than tensors and plain values ({reason(error)}); save the state dict alone"
             ) from error
-        except CORRUPT as error:
+        except (*CORRUPT, OSError) as error:
+            # A file that is cut short is sought outside.
+            if isinstance(error, OSError) and error.errno != errno.EINVAL:
+                raise
             raise ValueError(
                 f"checkpoint {path}: corrupt or not a checkpoint ({reason(error)})"
             ) from error

@@ -7,6 +7,8 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
+from lightly_collapse.io.memory import require_memory
+
 
 @dataclass(frozen=True)
 class DigitsSplit:
@@ -59,8 +61,12 @@ def digit_scans(size: int) -> tuple[Tensor, Tensor]:
 
     Returns:
         (1797, 1, size, size) float32 in [0, 1], and (1797,) int64 in 0 .. 9.
+
+    Raises:
+        ValueError: if the machine has too little memory for them.
     """
     digits = load_digits()
+    require_memory(2 * 4 * len(digits.target) * size**2, f"the digits in {size} x {size} pixels")
     # Grey levels are counts of set pixels in 4 x 4 blocks, 0 to 16.
     images = torch.from_numpy(digits.images).float().unsqueeze(1) / 16
     images = torch.nn.functional.interpolate(

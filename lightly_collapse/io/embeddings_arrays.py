@@ -54,9 +54,10 @@ class Npy:
     seekable = True
 
     def __init__(self, file: str, columns: Columns) -> None:
-        if columns.beside:
+        asked = [*([] if columns.embedding is None else [columns.embedding]), *columns.beside]
+        if asked:
             raise EmbeddingFileError(
-                f"a .npy file holds no column {columns.beside[0]!r}: use .npz, Parquet or another "
+                f"a .npy file holds no column {asked[0]!r}: use .npz, Parquet or another "
                 "format with columns"
             )
         self._file = file

@@ -2,8 +2,9 @@
 
 import glob
 import os
+import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,11 +14,14 @@ from typing import Any, BinaryIO
 fcntl: Any = import_module("fcntl") if find_spec("fcntl") else None
 
 _SUFFIX = ".tmp"
+_TEMPORARY = re.compile(rf"\..+\.[a-z0-9_]{{8}}\{_SUFFIX}")  # as mkstemp names them below
 _LOCK_ATTEMPTS = 10
 
 
 def check_writable_folder(path: str | os.PathLike[str]) -> Path:
     """Make the folder if needed and make sure that a file can be written in it.
+
+    Temporary files that killed processes left in it are removed.
 
     Args:
         path: the folder.
@@ -37,6 +41,7 @@ def check_writable_folder(path: str | os.PathLike[str]) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
+        _remove_unlocked(p for p in folder.iterdir() if _TEMPORARY.fullmatch(p.name))
     except OSError as error:
         raise OSError(f"cannot write to the output folder {folder}: {error}") from error
     return folder
@@ -109,9 +114,11 @@ def _locked_temporary(path: Path) -> tuple[int, str]:
 
 def _remove_orphans(path: Path) -> None:
     """Remove temporary files for `path` whose writer no longer exists."""
-    if fcntl is None:
-        return
-    for orphan in path.parent.glob(f".{glob.escape(path.name)}.*{_SUFFIX}"):
+    _remove_unlocked(path.parent.glob(f".{glob.escape(path.name)}.*{_SUFFIX}"))
+
+
+def _remove_unlocked(paths: Iterable[Path]) -> None:
+    for orphan in paths if fcntl is not None else ():
         try:
             with orphan.open("rb") as file:
                 if _try_lock(file.fileno()):

@@ -1,6 +1,7 @@
 """Images: the files of a folder, the digits that need no download, and how they are normalised."""
 
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from lightly_collapse._arguments import Count, ImageSize, Workers, validated
 from lightly_collapse.io.digits import digit_colours, digit_scans
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
+_NAMES_SHOWN = 5
 _Colour = tuple[float, float, float]
 
 
@@ -103,6 +105,60 @@ class ImageFiles(Dataset[Image.Image]):
 
 class UnreadableImageError(ValueError):
     """An image file cannot be decoded; the message names it and the reason."""
+
+
+class ReadableImages(Dataset[Any]):
+    """A data set of image files in which the next image stands for one that cannot be read.
+
+    Which images come is a function of the files alone, so that a resumed training sees the same.
+    The first time that a process meets a file it cannot read, it warns.
+
+    Args:
+        images: raises an `UnreadableImageError` where one cannot be decoded.
+
+    Attributes:
+        unreadable: the files that this process could not read, each with the reason.
+    """
+
+    def __init__(self, images: Any) -> None:
+        self._images = images
+        self.unreadable: list[str] = []
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    @override
+    def __getitem__(self, index: int) -> Any:
+        """The image of that number, or the next that can be read.
+
+        Raises:
+            ValueError: if none can.
+        """
+        for i in range(len(self)):
+            try:
+                return self._images[(index + i) % len(self)]
+            except UnreadableImageError as error:
+                if str(error) not in self.unreadable:
+                    self.unreadable.append(str(error))
+                    warnings.warn(f"{error}; the next image is taken for it", stacklevel=2)
+        raise ValueError(
+            f"data must hold an image that can be read, got {len(self)} that cannot, such as "
+            f"{self.unreadable[0]}"
+        )
+
+
+def unreadable_notes(unreadable: Sequence[str]) -> list[str]:
+    """A sentence that counts and names files that could not be read; none where all could.
+
+    Args:
+        unreadable: the files, each with the reason.
+    """
+    if not unreadable:
+        return []
+    images = "image" if len(unreadable) == 1 else "images"
+    more = len(unreadable) - _NAMES_SHOWN
+    names = ", ".join(unreadable[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
+    return [f"{len(unreadable)} {images} could not be read and were left out: {names}."]
 
 
 def open_rgb(path: str | os.PathLike[str]) -> Image.Image:

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from lightly_collapse._arguments import Seed, check, check_output
+from lightly_collapse._arguments import Seed, Workers, check, check_output
 from lightly_collapse._names import check_arch, check_choice, read_names
 from lightly_collapse.pretrain.configs import LIST_CONFIGS, merge, split_config
 
@@ -33,7 +33,6 @@ _AT_LEAST = {
     "trainer.reload_dataloaders_every_n_epochs": 0,
     "trainer.gradient_clip_val": 0,
     "data.batch_size": 1,
-    "data.num_workers": 0,
     "data.train_images": 1,
     "data.bank_images": 1,
     "data.image_size": 8,
@@ -41,6 +40,7 @@ _AT_LEAST = {
     "model.backbone.image_size": 1,
     "model.backbone.patch_size": 1,
 }
+_UNSET = object()
 _MOST_EPOCHS = 10**6
 # Of batches: a whole number counts them, a fraction is a share. Nothing is trained with 0.
 _SHARES = ("limit_train_batches", "limit_val_batches", "val_check_interval", "overfit_batches")
@@ -65,7 +65,7 @@ def check_words(words: Sequence[str]) -> None:
     config, rest = split_config(words)
     config = merge(config, _settings(rest))
     check_config(config)
-    if "model" not in config:
+    if not config.get("model"):
         raise ValueError(f"give --model, one of {', '.join(METHODS)}, or a --config that has it")
     check_output("output", config.get("output", "pretrain-output") or "")
     _check_checkpoint(config)
@@ -121,13 +121,16 @@ def check_config(config: Mapping[str, Any]) -> None:
         value = _value(config, path)
         if _is_number(value) and not least <= value < math.inf:
             raise ValueError(f"{path} must be at least {least}, got {value}")
+    workers = _value(config, "data.num_workers")
+    if isinstance(workers, int):
+        check("data.num_workers", Workers, workers)
     _check_trainer(_mapping(config.get("trainer")))
     name = _value(config, "model.backbone.name")
     if isinstance(name, str):
         check_arch("model.backbone.name", name)
-    root = _value(config, "data.root")
+    root = _value(config, "data.root", _UNSET)
     kind = str(_class_name(config, "data")).rpartition(".")[2]
-    if kind in _FOLDERS and not (root is None or Path(str(root)).is_dir()):
+    if kind in _FOLDERS and root is not _UNSET and not (root and Path(str(root)).is_dir()):
         raise ValueError(f"data.root must be a folder of images, got {root}")
 
 
@@ -176,7 +179,7 @@ def _class_name(config: Mapping[str, Any], part: str) -> Any:
     return chosen.get("class_path") if isinstance(chosen, Mapping) else chosen
 
 
-def _value(config: Mapping[str, Any], path: str) -> Any:
+def _value(config: Mapping[str, Any], path: str, default: Any = None) -> Any:
     """The value at a path, `model.x` and `data.x` being arguments of their classes."""
     first, *names = path.split(".")
     node = _mapping(config.get(first))
@@ -184,7 +187,7 @@ def _value(config: Mapping[str, Any], path: str) -> Any:
         node = _mapping(node.get("init_args"))
     for name in names[:-1]:
         node = _mapping(node.get(name))
-    return node.get(names[-1])
+    return node.get(names[-1], default)
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

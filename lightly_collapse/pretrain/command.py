@@ -6,7 +6,7 @@ import sys
 import warnings
 from argparse import ArgumentError
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from typing_extensions import override
 
 from lightly_collapse.io.files import atomic_write, check_writable_folder
+from lightly_collapse.io.locks import hold_folder
 from lightly_collapse.pretrain import data, methods  # noqa: F401  found by their names
 from lightly_collapse.pretrain.checkpoint import AtomicCheckpointIO, check_checkpoint
 from lightly_collapse.pretrain.checks import check_config, check_words
@@ -150,8 +151,15 @@ def pretrain(arguments: Sequence[str] | Mapping[str, Any]) -> Trainer:
         raise ValueError(f"trainer: {error}") from error
     cli.datamodule.seed = cli.config["seed_everything"]
     folder = check_writable_folder(cli.config["output"])
-    checkpoint = _checkpoint(cli, folder)
     trainer: Trainer = cli.trainer
+    with hold_folder(folder) if trainer.is_global_zero else nullcontext():
+        _fit(cli, folder)
+    return trainer
+
+
+def _fit(cli: _PretrainCLI, folder: Path) -> None:
+    trainer: Trainer = cli.trainer
+    checkpoint = _checkpoint(cli, folder)
     if trainer.is_global_zero:
         text = cli.parser.dump(cli.config, skip_none=False)
         atomic_write(folder / "config.yaml", text.encode())
@@ -161,7 +169,6 @@ def pretrain(arguments: Sequence[str] | Mapping[str, Any]) -> Trainer:
         trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint)
     except MisconfigurationException as error:
         raise ValueError(f"trainer: {error}") from error
-    return trainer
 
 
 def _checkpoint(cli: _PretrainCLI, folder: Path) -> str | None:

@@ -24,6 +24,8 @@ from lightly_collapse._arguments import (
     validated,
 )
 from lightly_collapse.io.files import atomic_write, check_writable_folder
+from lightly_collapse.io.locks import HeldError, hold_folder
+from lightly_collapse.pretrain.checks import check_config
 from lightly_collapse.pretrain.command import pretrain
 from lightly_collapse.pretrain.configs import find_config, load_config, merge
 from lightly_collapse.pretrain.evaluate import measure_on
@@ -115,6 +117,8 @@ def sweep(
     settings = _settings(overrides)
     cells = read_sweep(path, seeds)
     wanted = _chosen(cells, only)
+    for cell in wanted:
+        check_config(merge(cell.config, settings))
     folder = check_writable_folder(output)
     for cell in cells:
         _claim(folder / cell.folder, cell, overrides)
@@ -281,6 +285,22 @@ def _claim(folder: Path, cell: Cell, overrides: Sequence[str]) -> None:
 
 
 def _run(cell: Cell, folder: Path, overrides: Mapping[str, Any]) -> None:
+    """Run a cell, unless another sweep runs or ran it."""
+    try:
+        with hold_folder(folder):
+            if not (folder / "result.json").exists():
+                _run_held(cell, folder, overrides)
+    except HeldError as error:
+        print(f"{cell.variant}, seed {cell.seed}, is left out: {error}", flush=True)
+    except ValueError:
+        # Nothing was trained: the folder may be that of a cell with other settings.
+        if [path.name for path in folder.iterdir()] == ["cell.yaml"]:
+            (folder / "cell.yaml").unlink()
+            folder.rmdir()
+        raise
+
+
+def _run_held(cell: Cell, folder: Path, overrides: Mapping[str, Any]) -> None:
     resumed = (folder / "last.ckpt").exists()
     config = merge(merge(cell.config, overrides), {"output": str(folder)})
     if resumed:

@@ -30,7 +30,12 @@ from lightly_collapse.functional.intrinsic_dimension import DEFAULT_LID_K
 from lightly_collapse.functional.spectrum import DEFAULT_RTOL
 from lightly_collapse.io.devices import find_device
 from lightly_collapse.io.files import atomic_write, check_writable_folder
-from lightly_collapse.io.images import ImageFolderLoader, Preparation, digits_loader
+from lightly_collapse.io.images import (
+    ImageFolderLoader,
+    Preparation,
+    digits_loader,
+    unreadable_notes,
+)
 from lightly_collapse.io.memory import require_memory
 from lightly_collapse.io.models import load_model
 from lightly_collapse.io.preparation import published_preparation
@@ -43,7 +48,6 @@ from lightly_collapse.report.measure import measure
 from lightly_collapse.report.pages.figures import to_png
 
 _BATCH_SIZE = 64
-_NAMES_SHOWN = 5
 
 
 @validated
@@ -169,7 +173,7 @@ def measure_command(
         notes=[
             *loaded.notes,
             f"Images of {how.image_size} x {how.image_size} pixels ({how.reason}).",
-            *_unreadable_notes(getattr(loader, "unreadable", [])),
+            *unreadable_notes(getattr(loader, "unreadable", [])),
             *training_notes,
         ],
     )
@@ -259,12 +263,3 @@ def compare_command(
     for sentence in comparison.differences():
         console.print(sentence, markup=False)
     console.print(f"Wrote compare.html and spectrum.png to {folder}", markup=False)
-
-
-def _unreadable_notes(unreadable: Sequence[str]) -> list[str]:
-    if not unreadable:
-        return []
-    images = "image" if len(unreadable) == 1 else "images"
-    more = len(unreadable) - _NAMES_SHOWN
-    names = ", ".join(unreadable[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
-    return [f"{len(unreadable)} {images} could not be read and were left out: {names}."]

@@ -10,7 +10,7 @@ from lightly_collapse._arguments import (
     Share,
     validated,
 )
-from lightly_collapse._combinations import check_embeddings
+from lightly_collapse._combinations import check_engine
 from lightly_collapse.functional.intrinsic_dimension import DEFAULT_LID_K
 from lightly_collapse.functional.spectrum import DEFAULT_RTOL
 from lightly_collapse.io.files import atomic_write, check_writable_folder
@@ -60,7 +60,7 @@ def embeddings_command(
         ValueError: as `measure_embeddings`, or if a package that is needed is not installed.
         OSError: if a file cannot be read or written.
     """
-    check_embeddings(engine, address)
+    check_engine(engine, address)
     folder = check_writable_folder(output)
     try:
         report = measure_embeddings(

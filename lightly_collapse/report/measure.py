@@ -218,12 +218,13 @@ def _weighty_children(module: nn.Module, prefix: str) -> list[str]:
 
 
 def _bar(dataloader: Iterable[Any], shown: bool) -> Iterable[Any]:
-    if not shown:
+    console = Console(stderr=True)
+    if not (shown and console.is_terminal):
         yield from dataloader
         return
     total = len(dataloader) if isinstance(dataloader, Sized) else None
     columns = (TextColumn("measuring"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with Progress(*columns, console=console) as bar:
         task = bar.add_task("measuring", total=total)
         for batch in dataloader:
             yield batch

@@ -28,7 +28,13 @@ from lightly_collapse._arguments import (
 from lightly_collapse._combinations import check_predict
 from lightly_collapse.functional.spectrum import DEFAULT_RTOL
 from lightly_collapse.io.files import atomic_write, check_writable_folder
-from lightly_collapse.io.images import IMAGENET, InColour, load_images
+from lightly_collapse.io.images import (
+    IMAGENET,
+    InColour,
+    ReadableImages,
+    load_images,
+    unreadable_notes,
+)
 from lightly_collapse.io.memory import require_memory
 from lightly_collapse.io.models import load_model
 from lightly_collapse.report.pages.predict import predict_page, spectrum_png
@@ -139,20 +145,23 @@ def predict(
     features, encoder = 3 * side**2, None
     if arch is not None or checkpoint is not None:
         features, encoder = _encoder(arch, checkpoint)
-    # Covariances, their eigenvectors and the landscape's weights, in float64.
+    # Covariances, their eigenvectors, and those of the embedding, in float64.
+    wide = width or 0
     require_memory(
-        8 * (4 * features**2 + 4 * features * (width or 0) + 100 * (width or 0)),
+        8 * (4 * features**2 + 4 * features * wide + 2 * wide**2),
         f"{features} features and width {width or features}",
     )
     console = console or Console()
     folder = check_writable_folder(output)
-    found: Any = load_images(data)
+    found: Any = ReadableImages(load_images(data))
+    unreadable = found.unreadable
     make_views = named_transform(transform, size)
     if encoder is not None:
         found = InColour(found)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
                TimeRemainingColumn())  # fmt: skip
-    with Progress(*columns, console=console, transient=True) as bar:
+    shown = console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=not shown) as bar:
         tasks: dict[str, Any] = {}
 
         def progress(what: str, done: int, total: int) -> None:
@@ -179,6 +188,7 @@ def predict(
             "size": size,
             "encoder": arch or (str(checkpoint) if checkpoint else f"pixels, {side} x {side}"),
             **prediction.to_dict(),
+            "unreadable": unreadable,
         }
         if training_steps:
             settings: dict[str, Any] = {"learning_rate": learning_rate or 1e-3, "temperature": 0.1}
@@ -193,6 +203,8 @@ def predict(
                 "spectrum": run.spectrum[-1].clamp(min=0).sqrt().mean(0).tolist(),
             }
     console.print(_table(prediction))
+    for note in unreadable_notes(unreadable):
+        console.print(note, markup=False)
     if prediction.n_images < images:
         console.print(f"There are {prediction.n_images} images, fewer than the {images} asked for.")
     atomic_write(folder / "prediction.json", json.dumps(record, indent=1).encode())

@@ -21,7 +21,8 @@ class _RowsPerSecond(ProgressColumn):
 def row_progress(shown: bool, what: str, total: int | None) -> tuple[Progress, Any]:
     """A progress bar of rows on standard error, and its task."""
     columns = (TextColumn(what), BarColumn(), _RowsPerSecond(), TimeRemainingColumn())
-    bar = Progress(*columns, console=Console(stderr=True), disable=not shown)
+    console = Console(stderr=True)
+    bar = Progress(*columns, console=console, disable=not (shown and console.is_terminal))
     return bar, bar.add_task(what, total=total)
 
 

@@ -10,7 +10,14 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from lightly_collapse._arguments import Count, NonNegativeFloat, OutputFolder, Seed, validated
+from lightly_collapse._arguments import (
+    NonNegativeFloat,
+    OutputFolder,
+    Seed,
+    Steps,
+    UpTo1000,
+    validated,
+)
 from lightly_collapse._combinations import check_toy
 from lightly_collapse.io.files import atomic_write, check_writable_folder
 from lightly_collapse.report.pages.figures import to_png, to_svg
@@ -52,11 +59,11 @@ _COUNTS = {1: "one", 2: "two", 3: "three", 4: "four"}
 def toy(
     experiment: Experiment,
     *,
-    runs: Count | None = None,
+    runs: UpTo1000 | None = None,
     seed: Seed = 0,
     noise: NonNegativeFloat | None = None,
-    steps: Count | None = None,
-    layers: Count | None = None,
+    steps: Steps | None = None,
+    layers: UpTo1000 | None = None,
     relu: bool | None = None,
     output: OutputFolder = "collapse-toy",
     console: Console | None = None,
@@ -88,7 +95,8 @@ def toy(
     seeds = range(seed, seed + (runs or 5))
     start = time.perf_counter()
     columns = (TextColumn(experiment), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
+    shown = console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=not shown) as bar:
         task = bar.add_task(experiment)
 
         def progress(done: int, total: int) -> None:

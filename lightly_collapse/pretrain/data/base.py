@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from typing_extensions import override
 
+from lightly_collapse._arguments import Workers, check
 from lightly_collapse.io.images import IMAGENET, Normalization
 from lightly_collapse.pretrain.data.augment import ViewSettings
 
@@ -102,7 +103,7 @@ class PretrainData(LightningDataModule):
     ) -> None:
         super().__init__()
         check_at_least("batch_size", batch_size, 1)
-        check_at_least("num_workers", num_workers, 0)
+        check("data.num_workers", Workers, num_workers)
         check_at_least("train_images", train_images, 1)
         check_at_least("bank_images", bank_images, 1)
         self.batch_size = batch_size

@@ -1,5 +1,6 @@
 """Images to pretrain on, with their held-out part."""
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -15,7 +16,14 @@ from torchvision.transforms import v2
 from typing_extensions import override
 
 from lightly_collapse.io.digits import digit_colours, digits_split
-from lightly_collapse.io.images import CIFAR, DIGITS, open_rgb
+from lightly_collapse.io.images import (
+    CIFAR,
+    DIGITS,
+    ReadableImages,
+    UnreadableImageError,
+    open_rgb,
+    unreadable_notes,
+)
 from lightly_collapse.pretrain.data.augment import (
     DeviceViews,
     ViewSettings,
@@ -285,12 +293,23 @@ class SmallImageFolder(ClassFolders, SmallImages):
     def _read(self, samples: Sequence[tuple[str, int]]) -> tuple[Tensor, Tensor]:
         size = (self.image_size, self.image_size)
         images = torch.empty(len(samples), 3, *size, dtype=torch.uint8)
-        for i, (path, _) in enumerate(samples):
-            image = open_rgb(path)
+        labels: list[int] = []
+        unreadable: list[str] = []
+        for path, label in samples:
+            try:
+                image = open_rgb(path)
+            except UnreadableImageError as error:
+                unreadable.append(str(error))
+                continue
             if image.size != size:
                 image = image.resize(size, Image.Resampling.BILINEAR)
-            images[i] = v2.functional.pil_to_tensor(image)
-        return images, torch.tensor([label for _, label in samples])
+            images[len(labels)] = v2.functional.pil_to_tensor(image)
+            labels.append(label)
+        if unreadable and not labels:
+            raise ValueError(f"data.root must hold images that can be read: {unreadable[0]}")
+        if unreadable:
+            warnings.warn(" ".join(unreadable_notes(unreadable)), stacklevel=2)
+        return images[: len(labels)], torch.tensor(labels)
 
 
 class ImageFolder(ClassFolders):
@@ -317,7 +336,7 @@ class ImageFolder(ClassFolders):
             global_views,
         )
         dataset = _image_folder(self.root, self.train, transform=transform)
-        return self._train_loader(Subset(dataset, self._indices))
+        return self._train_loader(ReadableImages(Subset(dataset, self._indices)))
 
     @override
     def evaluation_loaders(self, bank_images: int | None = None) -> list[DataLoader[Any]]:
@@ -326,7 +345,7 @@ class ImageFolder(ClassFolders):
             len(self._indices), generator=torch.Generator().manual_seed(0)
         ).tolist()[:bank_images]
         bank = Subset(self._bank, [self._indices[i] for i in order])
-        return [self._plain_loader(bank), self._plain_loader(self._held_out)]
+        return [self._plain_loader(ReadableImages(part)) for part in (bank, self._held_out)]
 
     @override
     def train_labels(self) -> Tensor:
@@ -339,6 +358,6 @@ class ImageFolder(ClassFolders):
         normal = self.normalization
         crop = worker_views(CROPS, self.image_size, normal.mean, normal.std, global_views=1)
         dataset = _image_folder(self.root, self.train, transform=crop)
-        part = Subset(dataset, [self._indices[i] for i in chosen.tolist()])
+        part = ReadableImages(Subset(dataset, [self._indices[i] for i in chosen.tolist()]))
         for views, labels in self._plain_loader(part, shuffle=True, generator=generator):
             yield views[0], labels

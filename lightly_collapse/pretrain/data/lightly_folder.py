@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Subset
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from typing_extensions import override
 
+from lightly_collapse.io.images import ReadableImages, open_rgb
 from lightly_collapse.pretrain.data.augment import evaluation_view, worker_views
 from lightly_collapse.pretrain.data.base import PretrainData, check_at_least
 from lightly_collapse.pretrain.data.datasets import MIN_IMAGE_SIZE
@@ -61,12 +62,14 @@ class LightlyFolder(PretrainData):
                 global_views,
             )
         )
-        return self._train_loader(Subset(dataset, self._indices))
+        return self._train_loader(ReadableImages(Subset(dataset, self._indices)))
 
     @override
     def evaluation_loaders(self, bank_images: int | None = None) -> list[DataLoader[Any]]:
         """The same images twice: there are no held-out ones."""
-        loader = self._plain_loader(Subset(self._plain, self._indices[:bank_images]))
+        loader = self._plain_loader(
+            ReadableImages(Subset(self._plain, self._indices[:bank_images]))
+        )
         return [loader, loader]
 
     @override
@@ -83,6 +86,8 @@ class LightlyFolder(PretrainData):
             dataset = LightlyDataset(self.root, transform=transform, filenames=chosen)
         except (RuntimeError, FileNotFoundError) as error:
             raise ValueError(f"data.root {self.root} must hold images: {error}") from error
+        if hasattr(dataset.dataset, "loader"):  # of image files, not of videos
+            dataset.dataset.loader = open_rgb
         if len(dataset) == 0:
             raise ValueError(f"data.root {self.root} must hold images, got none")
         return dataset
