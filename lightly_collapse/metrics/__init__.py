@@ -4,7 +4,7 @@ from lightly_collapse.metrics.collection import CollapseMetrics, collapse_metric
 from lightly_collapse.metrics.dense import TokenMetrics
 from lightly_collapse.metrics.features import FeatureHooks, feature_rows, hidden_features
 from lightly_collapse.metrics.hypersphere import Alignment, Uniformity, WassersteinUniformity
-from lightly_collapse.metrics.intrinsic_dimension import LocalIntrinsicDimension, TwoNN
+from lightly_collapse.metrics.intrinsic_dimension import DANCo, LocalIntrinsicDimension, TwoNN
 from lightly_collapse.metrics.layer import LayerMetrics, Reading
 from lightly_collapse.metrics.lidar import LiDAR
 from lightly_collapse.metrics.pairs import (
@@ -35,6 +35,7 @@ __all__ = [
     "CollapseMetrics",
     "CollapsedDimensions",
     "ConditionNumber",
+    "DANCo",
     "EffectiveRank",
     "EmbeddingSketch",
     "FeatureHooks",

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, tensor
 from typing_extensions import override
 
 from lightly_collapse import functional
@@ -123,3 +123,48 @@ class TwoNN(ReservoirMetric):
             ValueError: if the sample has fewer than three rows, or too few distinct ones.
         """
         return self._output(functional.two_nn(self._rows(), self.discard_fraction))
+
+
+class DANCo(ReservoirMetric):
+    """DANCo global intrinsic dimension (Ceruti et al. 2014) of a sample of the rows.
+
+    See `lightly_collapse.functional.danco`, which needs scikit-dimension; slow for wide features.
+
+    Args:
+        k: number of neighbours.
+        size: number of rows of the sample at most; `rows_used` says how many there are.
+        seed: of the sample.
+        nan_strategy: `error`, or `drop` rows that hold NaN or inf and count them in `dropped`.
+        **kwargs: as `torchmetrics.Metric`.
+
+    Examples:
+        >>> import torch
+        >>> metric = DANCo(size=500)
+        >>> metric.update(torch.rand(1000, 2))
+        >>> metric.rows_used
+        500
+    """
+
+    def __init__(
+        self,
+        k: int = 10,
+        size: int = 5000,
+        seed: int = 0,
+        nan_strategy: NanStrategy = "error",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(size, seed, nan_strategy, **kwargs)
+        self.k = k
+
+    @override
+    def compute(self) -> Tensor:
+        """The intrinsic dimension of the sample.
+
+        Returns:
+            A scalar, float32.
+
+        Raises:
+            ImportError: if scikit-dimension is not installed.
+            ValueError: if the sample has too few rows.
+        """
+        return self._output(tensor(functional.danco(self._rows(), self.k)))

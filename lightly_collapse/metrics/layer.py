@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torchmetrics import Metric
 
 from lightly_collapse import functional
 from lightly_collapse.functional.intrinsic_dimension import DEFAULT_LID_K
 from lightly_collapse.functional.spectrum import DEFAULT_RTOL
 from lightly_collapse.metrics.collection import CollapseMetrics, collapse_metrics
 from lightly_collapse.metrics.hypersphere import Uniformity
-from lightly_collapse.metrics.intrinsic_dimension import LocalIntrinsicDimension, TwoNN
+from lightly_collapse.metrics.intrinsic_dimension import DANCo, LocalIntrinsicDimension, TwoNN
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class LayerMetrics:
             that, all the others of a row, with a warning.
         lid_size: number of rows sampled at most for neighbours and pairs.
         seed: of the sample.
+        danco: compute the DANCo intrinsic dimension too; it takes minutes for wide features, and
+            scikit-dimension.
 
     Examples:
         >>> import torch
@@ -63,19 +66,19 @@ class LayerMetrics:
         lid_k: int = DEFAULT_LID_K,
         lid_size: int = 2000,
         seed: int = 0,
+        danco: bool = False,
     ) -> None:
         self._lid_k = lid_k
         self._collapse = collapse_metrics(rtol=rtol, spectrum=True, nan_strategy="drop")
         sample: dict[str, Any] = {"size": lid_size, "seed": seed, "nan_strategy": "drop"}
-        names = ["lid", "two_nn", "uniformity"]
-        self._sampled = CollapseMetrics(
-            {
-                "lid": LocalIntrinsicDimension(k=lid_k, reduction="none", **sample),
-                "two_nn": TwoNN(**sample),
-                "uniformity": Uniformity(**sample),
-            },
-            compute_groups=[names],
-        )
+        metrics: dict[str, Metric] = {
+            "lid": LocalIntrinsicDimension(k=lid_k, reduction="none", **sample),
+            "two_nn": TwoNN(**sample),
+            "uniformity": Uniformity(**sample),
+        }
+        if danco:
+            metrics["danco"] = DANCo(**sample)
+        self._sampled = CollapseMetrics(metrics, compute_groups=[[*metrics]])
 
     def double(self) -> "LayerMetrics":
         """Give values in float64 instead of float32; returns itself."""
@@ -121,7 +124,7 @@ class LayerMetrics:
         has_lid = "lid" not in problems
         scalars = {name: float(value) for name, value in values.items()}
         scalars["mlid"] = float(functional.geometric_mean(lid) if has_lid else lid)
-        scalars |= {name: float(sampled[name]) for name in ("two_nn", "uniformity")}
+        scalars |= {name: float(value) for name, value in sampled.items()}
         scalars["lid_rows"] = float(lid.numel() if has_lid else 0)
         scalars["lid_k"] = float(k)
         if not has_lid:

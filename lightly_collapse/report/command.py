@@ -67,6 +67,8 @@ def measure_command(
     limit: Count | None = None,
     device: Device = "auto",
     seed: Seed = 0,
+    normalize: bool = False,
+    danco: bool = False,
     name: str | None = None,
     spectra: InputFile | None = None,
     output: OutputFolder = "collapse-measure",
@@ -97,6 +99,9 @@ def measure_command(
         limit: measure at most so many images.
         device: auto, cpu, cuda, cuda:N or mps.
         seed: of random weights and choices.
+        normalize: divide every row by its norm first, as the DirectCLR paper draws its spectra.
+        danco: compute the DANCo intrinsic dimension of the output too, as LDReg does; it takes
+            minutes for wide features, and scikit-dimension.
         name: of the model in tables and figures; that of the checkpoint or the model by default.
         spectra: collapse-spectra.json of a training, which the page shows with a slider; that
             beside the checkpoint by default.
@@ -143,6 +148,8 @@ def measure_command(
             rtol=rtol,
             lid_k=lid_k,
             seed=seed,
+            normalize=normalize,
+            danco=danco,
             device=target,
             name=name or (Path(checkpoint).stem if checkpoint else f"{arch}, random weights"),
             progress=True,

@@ -68,6 +68,11 @@ GLOSSARY: dict[str, Entry] = {
     "two_nn": Entry(
         "TwoNN dimension", "of how many dimensions the whole cloud of samples looks", "higher"
     ),
+    "danco": Entry(
+        "DANCo dimension",
+        "the same from norms and angles of neighbours, as the LDReg paper reports it",
+        "higher",
+    ),
     "uniformity": Entry(
         "uniformity", "how evenly samples spread on the unit sphere; 0 is one point", "lower"
     ),

@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
+from torch.nn.functional import normalize as unit_rows
 
 from lightly_collapse.functional.intrinsic_dimension import DEFAULT_LID_K
 from lightly_collapse.functional.spectrum import DEFAULT_RTOL
@@ -50,6 +52,8 @@ def measure(
     lid_size: int = 5000,
     seed: int = 0,
     blocks: int = 20,
+    normalize: bool = False,
+    danco: bool = False,
     device: torch.device | str | None = None,
     name: str | None = None,
     progress: bool = False,
@@ -87,6 +91,10 @@ def measure(
         lid_size: number of rows sampled at most for neighbours and pairs.
         seed: of the sample and the blocks.
         blocks: for the jackknife of the intervals of the model's output; 1 for none.
+        normalize: divide every row by its norm first, as spectra in the DirectCLR paper are drawn;
+            not with representations, which are the caller's to divide.
+        danco: compute the DANCo intrinsic dimension of the output too, as LDReg does, which takes
+            minutes where it is wide and needs scikit-dimension; not with representations.
         device: where to compute; by default where the model is.
         name: what the model is called in tables and figures; its class by default.
         progress: show a progress bar on standard error.
@@ -110,6 +118,10 @@ def measure(
         'output'
     """
     check_tokens(tokens)
+    if danco and find_spec("skdim") is None:
+        raise ValueError(
+            "danco needs scikit-dimension: pip install 'lightly-collapse[intrinsic-dimension]'"
+        )
     settings = {
         "collapse_rtol": rtol,
         "tokens": tokens,
@@ -119,20 +131,24 @@ def measure(
         "blocks": blocks,
     }
     sketch = EmbeddingSketch(rtol, lid_k, lid_size, seed, blocks)
+    if normalize:
+        settings["normalize"] = True
     metrics: dict[str, LayerMetrics] = {}
     widths: dict[str, int] = {}
 
     def take(layer: str, rows: Tensor) -> None:
         if layer not in metrics:
-            metrics[layer] = LayerMetrics(rtol, lid_k, lid_size, seed)
+            metrics[layer] = LayerMetrics(rtol, lid_k, lid_size, seed, danco and layer == OUTPUT)
         widths[layer] = rows.shape[1]
+        rows = unit_rows(rows.float(), dim=1) if normalize else rows
         metrics[layer].update(rows)
         if layer == OUTPUT and blocks > 1:
             sketch.update(rows.cpu())
 
     if not isinstance(model, nn.Module):
+        only = {"normalize": normalize or None, "danco": danco or None}
         _check_no_model_arguments(
-            dataloader=dataloader, layers=layers, head=head, reference=reference
+            dataloader=dataloader, layers=layers, head=head, reference=reference, **only
         )
         keywords: dict[str, Any] = {"rtol": rtol, "lid_k": lid_k, "lid_size": lid_size}
         keywords["blocks"] = blocks

@@ -173,24 +173,31 @@ def train_spectral_contrastive(
     noise: Tensor,
     *,
     weight_decay: float = 0.0,
+    invariance: float = 0.0,
+    feature_norm: float | None = None,
+    width: int | None = None,
     views: int = _VIEWS,
     seed: int = 0,
 ) -> Tensor:
     """A linear encoder trained by L-BFGS with the spectral contrastive loss, on sampled views.
 
-    L = -2 E z.z' + E (z.w)^2 + weight_decay |W|^2, z and z' different views of one image, z and w
-    views of any two (HaoChen et al. 2021, "Provable guarantees for self-supervised deep learning
+    L = -2 E z.z' + E (z.w)^2 + invariance E |z - z'|^2 + weight_decay |W|^2, z and z' different
+    views of one image, z and w views of any two (HaoChen et al. 2021, "Provable guarantees for self-supervised deep learning
     with spectral contrastive loss").
 
     Args:
         images: centred, shape (n, D).
         noise: root of the augmentation covariance, shape (k, D).
         weight_decay: factor of |W|^2.
+        invariance: kappa of `QuarticLandscape.from_covariances`.
+        feature_norm: rho of the same; features are scaled to E|z|^2 = 2 rho, which the term of
+            weight decay does not see.
+        width: d, of the embedding; D by default.
         views: how many of each image, drawn once.
         seed: of the views and the start.
 
     Returns:
-        W, shape (D, D), float64.
+        W, shape (d, D), float64; of normalized features scaled to them.
     """
     generator = torch.Generator().manual_seed(seed)
     count, dimension = images.shape
@@ -205,22 +212,32 @@ def train_spectral_contrastive(
     values, vectors = torch.linalg.eigh(second)
     kept = values > 1e-9 * values[-1]
     whitening = vectors[:, kept].T / values[kept].sqrt()[:, None]
-    signal = whitening @ (cross - weight_decay / 2 * torch.eye(dimension)) @ whitening.T
-    weight = torch.randn(dimension, len(signal), generator=generator).double() / dimension**0.5
+    wanted = cross - invariance * (second - cross)
+    decay = weight_decay / 2 * torch.eye(dimension).double()
+    signal = whitening @ wanted @ whitening.T
+    decay = whitening @ decay @ whitening.T
+    width = dimension if width is None else width
+    weight = torch.randn(width, len(signal), generator=generator).double() / dimension**0.5
     weight.requires_grad_()
     optimizer = torch.optim.LBFGS(
         [weight], max_iter=500, tolerance_grad=1e-7, tolerance_change=1e-13, history_size=20,
         line_search_fn="strong_wolfe",
     )  # fmt: skip
 
+    def scaled(u: Tensor) -> Tensor:
+        # In whitened coordinates E|z|^2 is the squared norm of the weight.
+        return u if feature_norm is None else u * (2 * feature_norm) ** 0.5 / u.norm()
+
     def loss() -> Tensor:
         optimizer.zero_grad()
-        value: Tensor = (weight @ weight.T).square().sum() - 2 * (weight @ signal * weight).sum()
+        u = scaled(weight)
+        value: Tensor = (u @ u.T).square().sum() - 2 * (u @ signal * u).sum()
+        value = value + 2 * (weight @ decay * weight).sum()
         value.backward()  # type: ignore[no-untyped-call]
         return value
 
     optimizer.step(loss)  # type: ignore[no-untyped-call]
-    return weight.detach() @ whitening
+    return scaled(weight.detach()) @ whitening
 
 
 def _train_infonce(

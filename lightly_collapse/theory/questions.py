@@ -21,6 +21,8 @@ from lightly_collapse.theory.against_training import (
 from lightly_collapse.theory.landscape import QuarticLandscape
 
 _NOISE = 0.5  # standard deviation of the augmentation on half the directions of pixel space
+_TRIED = (0.001, 0.01, 0.1)  # weight decays at which encoders are trained
+_FEW = 16  # views of an image to train on
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,7 @@ def when_collapse_happens(seed: int = 0) -> Answer:
         weight = train_spectral_contrastive(
             images, root, weight_decay=2 * decay, views=32, seed=seed
         )
-        values = torch.linalg.svdvals(weight)
-        trained.append(int((values > 1e-3 * values[0]).sum()))
+        trained.append(int(_rank(weight)))
     agree = sum(rank(decay) == found for decay, found in zip(tried, trained, strict=True))
     signal = float(torch.linalg.eigvalsh(data.double())[-1])
     return Answer(
@@ -120,12 +121,44 @@ def normalization_and_bias(seed: int = 0) -> Answer:
             ).rank(width)
             for decay in decays
         ]
+    points = {}
+    for label, norm in norms.items():
+        if norm is not None:
+            weight = train_spectral_contrastive(
+                raw - mean,
+                _NOISE * torch.eye(width),
+                weight_decay=2 * _TRIED[-1],
+                feature_norm=norm,
+                views=_FEW,
+                seed=seed,
+            )
+            points[f"trained, {label}"] = ([_TRIED[-1]], [_rank(weight)])
+    weights = [
+        train_spectral_contrastive(
+            raw,
+            _NOISE * torch.eye(width),
+            weight_decay=2 * decay,
+            views=_FEW,
+            seed=seed,
+        )
+        for decay in _TRIED
+    ]
+    points["trained, plain"] = ([*_TRIED], [_rank(weight) for weight in weights])
     narrow, decay = 8, 0.1
     W = QuarticLandscape.from_covariances(data, augmentation, mean=mean).global_minimum(narrow)
     embedded = QuarticLandscape(W @ data.double() @ W.T, W @ (data + augmentation).double() @ W.T)
     without = float(embedded.whitened_eigenvalues.sum())
     centred = QuarticLandscape.from_covariances(data, augmentation)
     with_bias = float(centred.whitened_eigenvalues[:narrow].sum())
+    trained_without, trained_with = (
+        _signal(
+            train_spectral_contrastive(
+                images, _NOISE * torch.eye(width), width=narrow, views=_FEW, seed=seed
+            ),
+            centred,
+        )
+        for images in (raw, raw - mean)
+    )
     plain = QuarticLandscape.from_covariances(data, augmentation, weight_decay=decay).rank(width)
     sharp, usual, soft = (ranks[label][0] for label in list(norms)[1:])
     return Answer(
@@ -135,7 +168,8 @@ def normalization_and_bias(seed: int = 0) -> Answer:
             f"{plain} dimensions, a normalized one {usual} whatever g is (temperature 0.1; "
             f"{sharp} at 0.02, {soft} at 1), and never none. A bias gives back the dimension that "
             f"the mean of the images takes: at width {narrow} the embedding carries "
-            f"{with_bias:.2f} dimensions of signal with the mean removed and {without:.2f} without."
+            f"{with_bias:.2f} dimensions of signal with the mean removed and {without:.2f} "
+            f"without, trained on samples {trained_with:.2f} and {trained_without:.2f}."
         ),
         xlabel="weight decay g",
         ylabel="dimensions left",
@@ -147,7 +181,7 @@ def normalization_and_bias(seed: int = 0) -> Answer:
             )
             for label, found in ranks.items()
         },
-        points={},
+        points=points,
     )
 
 
@@ -167,16 +201,31 @@ def collapse_that_helps(seed: int = 0) -> Answer:
     )
     strengths = [0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0]
     accuracy, kept = [], []
+
+    def vote(weight: torch.Tensor) -> float:
+        z = (spoiled.double() @ weight.T).numpy()
+        neighbours = KNeighborsClassifier(5).fit(z[train], labels[train])
+        return 100 * float(neighbours.score(z[test], labels[test]))
+
     for strength in strengths:
         augmentation = (strength * amplitude) ** 2 * nuisance.T @ nuisance
         # The loss weighs invariance once more, so that augmentation can kill.
         landscape = QuarticLandscape.from_covariances(
             data, augmentation + 1e-3 * torch.eye(len(data)), invariance=1.0
         )
-        z = (spoiled.double() @ landscape.global_minimum(len(data)).T).numpy()
-        neighbours = KNeighborsClassifier(5).fit(z[train], labels[train])
-        accuracy.append(100 * float(neighbours.score(z[test], labels[test])))
+        accuracy.append(vote(landscape.global_minimum(len(data))))
         kept.append(float(landscape.rank(len(data))))
+    tried = [0.0, 0.5, 1.0, 2.0]
+    trained = [
+        train_spectral_contrastive(
+            spoiled - spoiled.mean(0),
+            torch.cat([strength * amplitude * nuisance, 1e-3**0.5 * torch.eye(len(data))]),
+            invariance=1.0,
+            views=_FEW,
+            seed=seed,
+        )
+        for strength in tried
+    ]
     gone = next(k for k in range(len(strengths)) if kept[k] <= len(data) - len(nuisance))
     return Answer(
         question="When does collapse help?",
@@ -195,7 +244,10 @@ def collapse_that_helps(seed: int = 0) -> Answer:
             "accuracy of 5 nearest neighbours, %": (strengths, accuracy),
             "dimensions left": (strengths, kept),
         },
-        points={},
+        points={
+            "accuracy, trained on samples": (tried, [vote(weight) for weight in trained]),
+            "dimensions, trained on samples": (tried, [_rank(weight) for weight in trained]),
+        },
     )
 
 
@@ -208,19 +260,34 @@ def imbalance(seed: int = 0) -> Answer:
     shares = torch.logspace(-3, -1, 40).tolist()
     rare = seed % 10
     whitened, variances = [], []
-    for share in shares:
+    # The direction that tells the rare class from the others' span.
+    others = torch.cat([means[:rare], means[rare + 1 :]]).double()
+    span = torch.linalg.qr((others - others.mean(0)).T[:, :8]).Q
+    own = means[rare].double() - others.mean(0)
+    own = own - span @ (span.T @ own)
+    own = own / own.norm()
+
+    def frequencies(share: float) -> torch.Tensor:
         p = torch.full((10,), (1 - share) / 9)
         p[rare] = share
-        landscape = QuarticLandscape.from_mixture(means, p, augmentation)
-        # The direction that tells the rare class from the others' span.
-        others = torch.cat([means[:rare], means[rare + 1 :]]).double()
-        span = torch.linalg.qr((others - others.mean(0)).T[:, :8]).Q
-        own = means[rare].double() - others.mean(0)
-        own = own - span @ (span.T @ own)
-        own = own / own.norm()
+        return p
+
+    for share in shares:
+        landscape = QuarticLandscape.from_mixture(means, frequencies(share), augmentation)
         a = float(own @ landscape.S @ own) - variance
         whitened.append(a / (a + variance))
         variances.append(a)
+    tried = [0.001, 0.003, 0.01, 0.03, 0.1]
+    trained = []
+    generator = torch.Generator().manual_seed(seed)
+    for share in tried:
+        drawn = torch.multinomial(frequencies(share), 10_000, True, generator=generator)
+        sample = means[drawn]
+        noise = variance**0.5 * torch.eye(images.shape[1])
+        weight = train_spectral_contrastive(sample - sample.mean(0), noise, views=4, seed=seed)
+        S = QuarticLandscape.from_mixture(means, frequencies(share), augmentation).S
+        # w^T V^T V w for the unit vector w along S^(1/2) own, which is a / (a + s^2) at the minimum.
+        trained.append(float((weight @ S @ own).square().sum() / (own @ S @ own)))
     return Answer(
         question="What makes it robust to class imbalance?",
         sentence=(
@@ -237,5 +304,17 @@ def imbalance(seed: int = 0) -> Answer:
             "kept by the embedding, a/(a + s²)": (shares, whitened),
             "variance, relative to balance": (shares, [v / variances[-1] for v in variances]),
         },
-        points={},
+        points={"kept, trained on samples": (tried, trained)},
     )
+
+
+def _rank(weight: torch.Tensor) -> float:
+    """How many dimensions a trained encoder keeps."""
+    values = torch.linalg.svdvals(weight)
+    return float((values > 1e-3 * values[0]).sum())
+
+
+def _signal(weight: torch.Tensor, landscape: QuarticLandscape) -> float:
+    """How many dimensions of signal an embedding carries: the trace of its whitened B."""
+    B, S = (weight @ matrix @ weight.T for matrix in (landscape.B, landscape.S))
+    return float(QuarticLandscape(B, S).whitened_eigenvalues.sum())

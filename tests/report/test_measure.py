@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchvision.models import VisionTransformer, vit_b_16
 
 from lightly_collapse import functional
+from lightly_collapse.functional import danco
 from lightly_collapse.report import CollapseReport, compare, measure
 from lightly_collapse.report.measure import stages
 from lightly_collapse.report.records import format_value
@@ -251,3 +252,28 @@ def test_stages_of_a_vision_transformer_are_its_blocks():
     names = stages(vit_b_16())
     assert 4 <= len(names) <= 24
     assert sum("encoder_layer_" in name for name in names) == 12
+
+
+def test_danco_and_unit_rows_as_the_papers_measure():
+    torch.manual_seed(0)
+    # Five dimensions in eight, with norms that differ by the row.
+    x = torch.randn(300, 5) @ torch.randn(5, 8) * torch.rand(300, 1).exp()
+    encoder = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(8, 8))
+    with torch.no_grad():
+        encoder[1].weight.copy_(torch.eye(8))
+        encoder[1].bias.zero_()
+    images = [x[:150, :, None, None], x[150:, :, None, None]]
+    report = measure(encoder, images, normalize=True)
+    # DirectCLR, spectrum.py: rows of norm 1, their covariance, its singular values.
+    covariance = torch.nn.functional.normalize(x, dim=1).T.cov()
+    expected = torch.linalg.svdvals(covariance)
+    found = torch.tensor(report.output.spectrum).square() / (len(x) - 1)
+    torch.testing.assert_close(found[:5], expected[:5], rtol=1e-3, atol=0)
+    assert report.settings["normalize"]
+    assert "danco" not in report.output.scalars
+    pytest.importorskip("skdim")
+    report = measure(encoder, images, layers=["1"], danco=True)
+    assert report.output.scalars["danco"] == pytest.approx(danco(x), rel=1e-3)
+    assert "danco" not in report.layer("1").scalars
+    with pytest.raises(ValueError, match="danco must not be given with representations"):
+        measure(x, danco=True)

@@ -93,7 +93,14 @@ def test_normalization_and_bias():
         if label != "plain":
             assert len(set(ranks)) == 1  # weight decay changes nothing
             assert ranks[0] > 0
-    assert "4.61 dimensions" in answer.sentence
+    assert "4.61 without" in answer.sentence
+    # What is trained on samples keeps as many dimensions, give or take one at the border.
+    for label, (tried, kept) in answer.points.items():
+        line = answer.lines[label.replace("trained, ", "") if "plain" in label
+                            else f"normalized, {label.removeprefix('trained, ')}"]  # fmt: skip
+        for decay, found in zip(tried, kept, strict=True):
+            nearest = min(range(60), key=lambda k: abs(math.log(line[0][k] / decay)))
+            assert abs(line[1][nearest] - found) <= 2
 
 
 def test_collapse_that_helps():
@@ -102,6 +109,12 @@ def test_collapse_that_helps():
     assert max(accuracy) > accuracy[0] + 5
     assert kept[0] == 64
     assert kept[-1] == 32  # the half without the nuisance
+    (tried, trained), (_, dimensions) = answer.points.values()
+    strengths = answer.lines["dimensions left"][0]
+    for strength, found, rank in zip(tried, trained, dimensions, strict=True):
+        at = strengths.index(strength)
+        assert found == pytest.approx(accuracy[at], abs=3)
+        assert rank == pytest.approx(kept[at], abs=2)
     assert accuracy[-1] > accuracy[0] + 5
 
 
@@ -112,6 +125,9 @@ def test_imbalance():
     assert variances[0] < 0.05
     assert kept[0] > 0.5
     assert kept == sorted(kept)
+    for share, found in zip(*answer.points["kept, trained on samples"], strict=True):
+        nearest = min(range(40), key=lambda k: abs(math.log(shares[k] / share)))
+        assert found == pytest.approx(kept[nearest], abs=0.1)
 
 
 @pytest.mark.parametrize(

@@ -140,8 +140,9 @@ def answer_figure(answer: Answer) -> Figure:
     with figure(height=3.4) as (fig, axes):
         for number, (label, (x, y)) in enumerate(answer.lines.items()):
             axes.plot(x, y, label=label, color=COLORS[1 + number])
-        for number, (label, (x, y)) in enumerate(answer.points.items()):
-            axes.plot(x, y, "o", label=label, color=COLORS[3 + number])
+        first = 1 + len(answer.lines)
+        for number, (label, (x, y)) in enumerate(answer.points.items(), first):
+            axes.plot(x, y, "o", label=label, color=COLORS[number % len(COLORS)])
         if answer.log_x:
             axes.set_xscale("log")
         axes.set_ylim(bottom=0)
