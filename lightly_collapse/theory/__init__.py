@@ -21,6 +21,11 @@ from lightly_collapse.theory.linear_dynamics import (
     strong_augmentation_dynamics,
 )
 from lightly_collapse.theory.predict import CollapsePrediction, LeaveOneOut, predict_collapse
+from lightly_collapse.theory.second_order import (
+    barlow_twins_landscape,
+    byol_matrix,
+    vicreg_matrix,
+)
 
 __all__ = [
     "CollapsePrediction",
@@ -29,10 +34,13 @@ __all__ = [
     "LinearDynamics",
     "QuarticLandscape",
     "aligned_singular_values",
+    "barlow_twins_landscape",
+    "byol_matrix",
     "contrastive_covariance",
     "exponential_solution",
     "implicit_regularization_dynamics",
     "predict_collapse",
     "saturating_singular_values",
     "strong_augmentation_dynamics",
+    "vicreg_matrix",
 ]

@@ -182,8 +182,8 @@ def train_spectral_contrastive(
     """A linear encoder trained by L-BFGS with the spectral contrastive loss, on sampled views.
 
     L = -2 E z.z' + E (z.w)^2 + invariance E |z - z'|^2 + weight_decay |W|^2, z and z' different
-    views of one image, z and w views of any two (HaoChen et al. 2021, "Provable guarantees for self-supervised deep learning
-    with spectral contrastive loss").
+    views of one image, z and w views of any two (HaoChen et al. 2021, "Provable guarantees for
+    self-supervised deep learning with spectral contrastive loss").
 
     Args:
         images: centred, shape (n, D).

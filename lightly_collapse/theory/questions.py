@@ -286,7 +286,7 @@ def imbalance(seed: int = 0) -> Answer:
         noise = variance**0.5 * torch.eye(images.shape[1])
         weight = train_spectral_contrastive(sample - sample.mean(0), noise, views=4, seed=seed)
         S = QuarticLandscape.from_mixture(means, frequencies(share), augmentation).S
-        # w^T V^T V w for the unit vector w along S^(1/2) own, which is a / (a + s^2) at the minimum.
+        # w^T V^T V w, w the unit vector along S^(1/2) own; a / (a + s^2) at the minimum.
         trained.append(float((weight @ S @ own).square().sum() / (own @ S @ own)))
     return Answer(
         question="What makes it robust to class imbalance?",

@@ -24,8 +24,8 @@ def barlow_twins_landscape(
 
         d - Tr[W (2 A0) W^T] + Tr[W A0 W^T W A0 W^T]:
 
-    B = 2 A0 - g I, and A0 in the place of S. Every direction with signal is whitened, however strong
-    its augmentation, which the loss does not see; weight decay kills those with 2 a <= g.
+    B = 2 A0 - g I, and A0 in the place of S. Every direction with signal is whitened, however
+    strong its augmentation, which the loss does not see; weight decay kills those with 2 a <= g.
 
     Args:
         data: A0, shape (D, D).
@@ -82,7 +82,7 @@ def vicreg_matrix(
     Raises:
         ValueError: if a matrix is no covariance, or `width` or `eps` is not positive.
 
-    Source: Bardes et al., ICLR 2022, arXiv 2105.04906, equations 1 to 6, as in Lightly's VICRegLoss.
+    Source: Bardes et al., ICLR 2022, arXiv 2105.04906, equations 1 to 6; Lightly's VICRegLoss.
 
     Examples:
         >>> B = vicreg_matrix(torch.eye(2), torch.diag(torch.tensor([0.0, 100.0])), width=2)

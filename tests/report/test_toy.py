@@ -93,7 +93,7 @@ def test_normalization_and_bias():
         if label != "plain":
             assert len(set(ranks)) == 1  # weight decay changes nothing
             assert ranks[0] > 0
-    assert "4.61 without" in answer.sentence
+    assert "4.61 dimensions" in answer.sentence
     # What is trained on samples keeps as many dimensions, give or take one at the border.
     for label, (tried, kept) in answer.points.items():
         line = answer.lines[label.replace("trained, ", "") if "plain" in label

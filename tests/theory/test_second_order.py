@@ -25,7 +25,7 @@ def views():
 
 
 def moments(x0, x1, correction):
-    """A0 and C of the sample: S the mean of the two views' covariances, C half of the difference's."""
+    """A0 and C of the sample: S the mean of the views' covariances, C half the difference's."""
     count = len(x0) - correction
     s = (x0.T @ x0 + x1.T @ x1) / (2 * count)
     c = (x0 - x1).T @ (x0 - x1) / (2 * count)
