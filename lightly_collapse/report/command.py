@@ -178,6 +178,7 @@ def measure_command(
             "std": list(how.normalization.std),
         },
         notes=[
+            *report.notes,
             *loaded.notes,
             f"Images of {how.image_size} x {how.image_size} pixels ({how.reason}).",
             *unreadable_notes(getattr(loader, "unreadable", [])),

@@ -119,9 +119,9 @@ def measure_embeddings(
             f"source must hold at least one finite row, got none ({totals.total.dropped} held NaN "
             "or inf)"
         )
-    layers = [record_of("output", totals.total, near)]
+    layers = [_record("output", totals.total, near)]
     groups = sorted(totals.groups.items())
-    layers += [record_of(f"{group_by}={group}", sketch, None) for group, sketch in groups]
+    layers += [_record(f"{group_by}={group}", sketch) for group, sketch in groups]
     return CollapseReport(
         name=name or (os.path.basename(files.source.rstrip("/")) if files else "embeddings"),
         layers=layers,
@@ -154,6 +154,12 @@ def _accuracy(totals: EmbeddingTotals) -> dict[str, float]:
 
 def _k(sketch: EmbeddingSketch) -> int:
     return max(1, min(sketch.lid_k, sketch.rows - 1))
+
+
+def _record(
+    name: str, sketch: EmbeddingSketch, near: NeighborDistances | None = None
+) -> LayerRecord:
+    return record_of(name, sketch.compute(), sketch.dimensions, sketch, near)
 
 
 def _notes(totals: EmbeddingTotals, layers: list[LayerRecord], neighbors: str) -> list[str]:

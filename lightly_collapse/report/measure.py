@@ -1,8 +1,8 @@
 """Measure the collapse of a model: its representation, its hidden features, its weights."""
 
-import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any, Literal
 
@@ -28,7 +28,7 @@ from lightly_collapse.report.accuracy import knn_accuracy, linear_accuracy
 from lightly_collapse.report.collapse_report import CollapseReport
 from lightly_collapse.report.embeddings import measure_embeddings
 from lightly_collapse.report.feature_pass import EMBEDDING, OUTPUT, FeaturePass, evaluating
-from lightly_collapse.report.intervals import Interval, estimates_of
+from lightly_collapse.report.layer_record import record_of
 from lightly_collapse.report.records import LayerRecord, WeightRecord, finite, rounded
 
 _MOST_STAGES = 24
@@ -179,14 +179,16 @@ def measure(
         raise ValueError(f"layers must be called in forward, got {', '.join(map(repr, silent))}")
     named = (n + part for n in (OUTPUT, *chosen, EMBEDDING) for part in ("", CLS, PATCH))
     order = [n for n in named if n in widths]
+    records = [
+        _layer(n, widths[n], metrics[n], dense.get(n, {}), sketch if n == OUTPUT else None)
+        for n in order
+    ]
     return CollapseReport(
         name=name or type(model).__name__,
-        layers=[
-            _layer(n, widths[n], metrics[n], dense.get(n, {}), sketch if n == OUTPUT else None)
-            for n in order
-        ],
+        layers=records,
         weights=[_weight(n, s) for n, s in _weights(model).items()],
         settings=settings,
+        notes=records[0].doubts(),
         accuracy=accuracy,
     )
 
@@ -254,24 +256,8 @@ def _layer(
     dense: Mapping[str, float],
     sketch: EmbeddingSketch | None,
 ) -> LayerRecord:
-    reading = metrics.compute()
-    intervals: dict[str, Interval] = {}
-    corrected: dict[str, float] = {}
-    if sketch and sketch.rows:
-        intervals, corrected = estimates_of(sketch, reading.scalars)
-    problems = dict(reading.problems)
-    if math.isinf(reading.scalars["condition_number"]):
-        problems["condition_number"] = "infinite, the weakest direction cannot be told from zero"
-    return LayerRecord(
-        name=name,
-        dimensions=width,
-        scalars=finite({**reading.scalars, **dense}),
-        problems=problems,
-        spectrum=[] if reading.spectrum is None else list(map(rounded, reading.spectrum.tolist())),
-        lid=[] if reading.lid is None else list(map(rounded, reading.lid.tolist())),
-        intervals={n: [rounded(i.low), rounded(i.high)] for n, i in intervals.items()},
-        corrected={n: rounded(v) for n, v in corrected.items()},
-    )
+    record = record_of(name, metrics.compute(), width, sketch if sketch and sketch.rows else None)
+    return replace(record, scalars=record.scalars | finite(dense))
 
 
 def _weights(model: nn.Module) -> dict[str, WeightSpectrum]:
