@@ -193,6 +193,11 @@ def find_weights(module: nn.Module) -> list[LayerWeight]:
     return weights
 
 
+def has_weights(module: nn.Module) -> bool:
+    """Whether `find_weights` would find any."""
+    return any(_attributes(layer) for layer in module.modules())
+
+
 def _attributes(layer: nn.Module) -> list[str]:
     if isinstance(layer, _LAYERS):
         return ["weight"]

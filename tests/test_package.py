@@ -20,6 +20,7 @@ LEVEL = {
     "_combinations": -1,
     "_signatures": -1,
     "_checks": -1,
+    "_extra_callbacks": -1,
     "_distributed": -1,
     "_layers": -1,
     "functional": 0,

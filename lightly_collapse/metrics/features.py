@@ -172,12 +172,36 @@ def first_tensor(output: Any, name: str = "output") -> Tensor:
     return output
 
 
+def dinov2_tokens(output: Any) -> Tensor | None:
+    """Class token and patches that DINOv2's own code gives apart, as one sequence.
+
+    Args:
+        output: of a model.
+
+    Returns:
+        (n, 1 + p, c), the class token first; None where the output is not of this form.
+
+    Examples:
+        >>> cls, patches = torch.ones(2, 4), torch.zeros(2, 9, 4)
+        >>> dinov2_tokens({"x_norm_clstoken": cls, "x_norm_patchtokens": patches}).shape
+        torch.Size([2, 10, 4])
+    """
+    if not isinstance(output, Mapping):
+        return None
+    cls, patches = output.get("x_norm_clstoken"), output.get("x_norm_patchtokens")
+    if not isinstance(cls, Tensor) or not isinstance(patches, Tensor):
+        return None
+    return torch.cat([cls[:, None], patches], dim=1)
+
+
 def _tensor_of(output: Any) -> Tensor | None:
     """`first_tensor` for torch.compile, which traces no error: None where it would raise one."""
     while isinstance(output, (tuple, list)) and output:
         output = output[0]
     if isinstance(output, Mapping):
         tensors = {key: value for key, value in output.items() if isinstance(value, Tensor)}
+        if "x_norm_clstoken" in tensors:  # of its patches the flushed tensor would not tell
+            return tensors["x_norm_clstoken"]
         known = [tensors[key] for key in _FEATURE_KEYS if key in tensors]
         output = known[0] if known else next(iter(tensors.values()), None)
     return output if isinstance(output, Tensor) else None
@@ -274,9 +298,13 @@ class FeatureHooks:
 
     def split(self, name: str, layer: nn.Module, output: Any) -> None:
         """Hand an output of a layer on, as one layer or as its class token and its patches."""
-        x = first_tensor(output)
-        channels = channels_of(self._channels, name)
-        prefix = self._prefix_of(layer, x)
+        x = dinov2_tokens(output)
+        channels: ChannelAxis | None = "last"
+        prefix: PrefixTokens | None = PrefixTokens(1, True)
+        if x is None:
+            x = first_tensor(output)
+            channels = channels_of(self._channels, name)
+            prefix = self._prefix_of(layer, x)
         patches = x.shape[1] - prefix.count if prefix is not None else 0
         if self._tokens == "auto" and prefix and prefix.has_class_token and patches > 0:
             axis = channel_axis(layer, x.shape, self._module, channels)

@@ -14,6 +14,7 @@ from lightly_collapse.metrics.dense_collector import DenseCollector
 from lightly_collapse.metrics.features import (
     PATCH,
     Tokens,
+    dinov2_tokens,
     feature_rows,
     first_tensor,
     plain_name,
@@ -123,22 +124,31 @@ class FeaturePass:
         self, images: Tensor, needed: bool, measured: bool = False
     ) -> Tensor | None:
         output = self._model(images)
-        try:
-            x = first_tensor(output)
-        except ValueError:
-            if self._needs_output or needed:
-                raise
-            return None
-        given = self._channels
-        axis = given.get(OUTPUT) if isinstance(given, Mapping) else given
-        if axis is None:
-            axis = channel_axis(self._model, x.shape)
-        prefix = prefix_tokens(self._model, "", x.shape[1]) if x.ndim == 3 else PrefixTokens()
+        x = dinov2_tokens(output)
+        if x is not None:
+            axis, prefix = -1, PrefixTokens(1, True)
+        else:
+            try:
+                x = first_tensor(output)
+            except ValueError:
+                if self._needs_output or needed:
+                    raise
+                return None
+            axis, prefix = self._read(x)
         if self._tokens != "auto" or not prefix.has_class_token or axis not in (-1, 2):
             return feature_rows(x, self._tokens, axis, prefix=prefix)
         if measured and x.shape[1] > prefix.count:
             self._take(OUTPUT + PATCH, feature_rows(x, "patch", axis, prefix=prefix))
         return feature_rows(x, "cls", axis, prefix=prefix)
+
+    def _read(self, x: Tensor) -> tuple[int, PrefixTokens]:
+        """The axis of the channels in the model's output, and its prefix tokens."""
+        given = self._channels
+        axis = given.get(OUTPUT) if isinstance(given, Mapping) else given
+        if axis is None:
+            axis = channel_axis(self._model, x.shape)
+        prefix = prefix_tokens(self._model, "", x.shape[1]) if x.ndim == 3 else PrefixTokens()
+        return axis, prefix
 
 
 def _reported(layer: str) -> str:

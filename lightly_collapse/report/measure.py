@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.nn.functional import normalize as unit_rows
 
+from lightly_collapse._layers import has_weights
 from lightly_collapse.functional.intrinsic_dimension import DEFAULT_LID_K
 from lightly_collapse.functional.spectrum import DEFAULT_RTOL
 from lightly_collapse.metrics import EmbeddingSketch, LayerMetrics, WeightSpectrum, weight_spectra
@@ -262,7 +263,7 @@ def _layer(
 
 def _weights(model: nn.Module) -> dict[str, WeightSpectrum]:
     # A model without such a layer, say of fixed random features, is measured all the same.
-    if not any(p.ndim > 1 for p in model.parameters()):
+    if not has_weights(model):
         return {}
     return weight_spectra(model)
 

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from lightly_collapse.metrics import FeatureHooks, feature_rows, hidden_features
+from lightly_collapse.report import measure
 
 
 def test_every_position_of_a_feature_map_is_a_row_of_channels():
@@ -92,3 +93,33 @@ def test_of_a_backbone_of_transformers_the_deepest_map():
     maps = (torch.zeros(2, 4, 8, 8), torch.ones(2, 6, 4, 4))
     output = {"feature_maps": maps, "hidden_states": None}
     torch.testing.assert_close(feature_rows(output, channels="first"), torch.ones(2, 6))
+
+
+class OfficialDINOv2(nn.Module):
+    """Gives its tokens as DINOv2's own code does."""
+
+    def __init__(self):
+        super().__init__()
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, 4))
+        self.register_tokens = nn.Parameter(torch.zeros(1, 2, 4))
+
+    def forward(self, x):
+        return {
+            "x_norm_clstoken": x[:, 0],
+            "x_norm_regtokens": x[:, 1:3],
+            "x_norm_patchtokens": x[:, 3:],
+        }
+
+
+def test_tokens_that_dinov2_gives_apart():
+    x = torch.randn(5, 12, 4)
+    found = hidden_features(OfficialDINOv2(), x, [""], tokens="auto")
+    torch.testing.assert_close(found[".cls"], x[:, 0])
+    torch.testing.assert_close(found[".patch"], x[:, 3:].flatten(0, 1))
+    every = hidden_features(OfficialDINOv2(), x, [""], tokens="mean")[""]
+    torch.testing.assert_close(every, x[:, 3:].mean(dim=1))
+    report = measure(OfficialDINOv2(), [x], [], lid_k=2)
+    assert [(r.name, r.scalars["rows"]) for r in report.layers] == [
+        ("output", 5),
+        ("output.patch", 45),
+    ]
