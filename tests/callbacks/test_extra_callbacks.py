@@ -43,9 +43,9 @@ def test_the_first_trainer_made_within_gets_them(
         first, second = package.Trainer(**settings), package.Trainer(**settings)
     third = package.Trainer(**settings)
     assert [monitor in trainer.callbacks for trainer in (first, second, third)] == [1, 0, 0]
-    with pytest.raises(TypeError, match="callbacks must be callbacks of Lightning, got str"):
-        with extra_callbacks("monitor"):
-            pass
+    wrong = extra_callbacks("monitor")
+    with pytest.raises(TypeError, match="callbacks must be callbacks of Lightning, got str"), wrong:
+        pass
     with extra_callbacks(monitor):
         pass
     assert factory() == []
