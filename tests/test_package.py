@@ -22,6 +22,7 @@ LEVEL = {
     "_checks": -1,
     "_extra_callbacks": -1,
     "_distributed": -1,
+    "_hooks": -1,
     "_layers": -1,
     "functional": 0,
     "loss": 1,

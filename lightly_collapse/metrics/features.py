@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from lightly_collapse._hooks import Hook
 from lightly_collapse.metrics.channels import (
     ChannelAxis,
     Channels,
@@ -264,7 +265,8 @@ class FeatureHooks:
         self._take, self._when, self._on_error, self._dense = take, when, on_error, dense
         self._pending: list[tuple[str, nn.Module, Any]] = []
         self._handles = [
-            layer.register_forward_hook(self._hook(name)) for name, layer in submodules.items()
+            layer.register_forward_hook(Hook(self._hook(name)))
+            for name, layer in submodules.items()
         ]
 
     def _hook(self, name: str) -> Callable[..., None]:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightly_collapse._hooks import Hook
 from lightly_collapse.metrics.channels import Channels
 from lightly_collapse.metrics.features import FeatureHooks, Tokens, find_layers
 
@@ -105,8 +106,8 @@ class ReferencePass:
         self._inputs: Any = None
         self._kept: PatchTokens = {}
         self._handles = [
-            owner.register_forward_pre_hook(self._begin, with_kwargs=True),
-            owner.register_forward_hook(self._end),
+            owner.register_forward_pre_hook(Hook(self._begin), with_kwargs=True),
+            owner.register_forward_hook(Hook(self._end)),
         ]
 
     def _begin(self, _: nn.Module, args: Any, kwargs: Any) -> None:

@@ -7,6 +7,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lightly_collapse._hooks import Hook
+
 _NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, _BatchNorm)
 _CONTAINERS = (nn.Sequential, nn.ModuleList)
 _MOST_NAMED = 6
@@ -40,7 +42,7 @@ class CallRecorder:
         self._handles: dict[str, list[Any]] = {name: [] for name in layers}
         for name, layer in layers.items():
             for inner, module in layer.named_modules():
-                hook = self._hook(name, inner)
+                hook = Hook(self._hook(name, inner))
                 self._handles[name].append(module.register_forward_hook(hook))
 
     def _hook(self, layer: str, inner: str) -> Callable[..., None]:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightly_collapse._hooks import Hook
 from lightly_collapse.metrics.channels import ChannelAxis
 from lightly_collapse.metrics.features import Tokens, check_tokens, feature_rows, find_layers
 from lightly_collapse.metrics.prefix_tokens import PrefixTokens, prefix_tokens
@@ -57,7 +58,7 @@ class RepresentationHook:
         self._views: list[Tensor] = []
         module = find_layers(self._model, (layer,))[layer]
         self._path = next(name for name, m in self._model.named_modules() if m is module)
-        self._handle = module.register_forward_hook(self._keep)
+        self._handle = module.register_forward_hook(Hook(self._keep))
 
     def _keep(self, layer: nn.Module, _: Any, output: Any) -> None:
         # Without a gradient there is nothing to regularize: evaluation, or a teacher's pass.

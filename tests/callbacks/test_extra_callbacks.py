@@ -11,6 +11,7 @@ import torch
 
 from lightly_collapse import functional
 from lightly_collapse._extra_callbacks import factory
+from lightly_collapse._hooks import Hook
 from lightly_collapse.callbacks import CollapseMonitor, OrthogonalityCallback, extra_callbacks
 
 ROOT = Path(__file__).parents[2]
@@ -82,7 +83,7 @@ def test_lightly_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
                 for p in [m.weight]
             ]
             pl_module.get_submodule(layer).register_forward_hook(
-                lambda m, i, z: self.rows.append(z.detach().flatten(1))
+                Hook(lambda m, i, z: self.rows.append(z.detach().flatten(1)))
             )
 
         def on_before_optimizer_step(self, *arguments: Any) -> None:

@@ -1,6 +1,8 @@
 """The tracker: what it measures, that training goes on as without it, what it says of layers."""
 
+import copy
 import csv
+import pickle
 
 import pytest
 import torch
@@ -8,7 +10,12 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from lightly_collapse import functional
-from lightly_collapse.tracking import CollapseAlarm, CollapseError, CollapseTracker
+from lightly_collapse.tracking import (
+    CollapseAlarm,
+    CollapseError,
+    CollapseTracker,
+    RepresentationHook,
+)
 
 
 def encoder():
@@ -289,6 +296,25 @@ def test_what_cannot_be_measured_is_warned_of_once_and_ends_nothing():
     assert sum(m.startswith("zero: rankme") and "all zero" in m for m in messages) == 1
     assert not any("odd" in name for name in readings)
     assert readings["collapse/backbone/rows"] == 16
+
+
+def test_copies_and_pickles_of_a_tracked_model_are_not_counted():
+    """Averaged copies, and checkpoints of a whole module, are made while the hooks are on."""
+    model = Siamese()
+    with (
+        RepresentationHook(model, "backbone") as views,
+        CollapseTracker(model, every_n_steps=1, lid_k=4) as tracker,
+    ):
+        averaged = copy.deepcopy(model)
+        loaded = pickle.loads(pickle.dumps(model))
+        for net in (model, averaged, loaded):
+            net(batch(0))
+        readings = tracker.step()
+        assert len(views.views()) == 1
+    assert readings["collapse/backbone/rows"] == 16
+    compiled = torch.compile(averaged.eval(), backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(batch(0)), averaged(batch(0)))
+    torch._dynamo.reset()
 
 
 def test_max_rows():
