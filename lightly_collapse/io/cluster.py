@@ -82,7 +82,7 @@ def remote_results(
         if isinstance(cause, (ValueError, OSError, ImportError)):
             raise cause from error
         raise
-    except (ray.exceptions.OutOfMemoryError, ray.exceptions.WorkerCrashedError) as error:
+    except ray.exceptions.RayError as error:  # such as workers killed for want of memory
         reason = str(error).strip().splitlines()[0]
         raise OSError(f"workers of the Ray cluster died again and again: {reason}") from error
     finally:

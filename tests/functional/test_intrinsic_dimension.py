@@ -17,6 +17,7 @@ from lightly_collapse.functional import (
     lid_mom,
 )
 from lightly_collapse.functional.intrinsic_dimension import (
+    mlid_corrected,
     lid_mle_from_distances,
     lid_mom_from_distances,
 )
@@ -276,3 +277,13 @@ def test_bad_lids_of_variance_and_divergence() -> None:
             asymptotic_kl_divergence(bad, good)
         with pytest.raises(ValueError, match=r"^lid1 must"):
             asymptotic_kl_divergence(good, bad)
+
+
+@pytest.mark.parametrize(("d", "k"), [(2, 5), (10, 5), (10, 20), (40, 20)])
+def test_mlid_corrected_for_few_neighbours(d, k):
+    """Distances in a ball of dimension d over the k-th are d-th roots of uniform numbers."""
+    g = torch.Generator().manual_seed(0)
+    near = torch.rand(20000, k - 1, generator=g, dtype=torch.float64).pow(1 / d).sort(dim=1).values
+    r = torch.cat([near, torch.ones(len(near), 1, dtype=torch.float64)], dim=1)
+    mlid = float(geometric_mean(lid_mom_from_distances(r)))
+    assert abs(mlid_corrected(mlid, k) / d - 1) < abs(mlid / d - 1) / 5 + 2e-3

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lightly_collapse.functional import danco, lid_mle, lid_mom, two_nn
+from lightly_collapse.functional.two_nn import two_nn_of_distances
 
 GOLDEN = np.load(Path(__file__).parents[1] / "fixtures" / "intrinsic_dimension.npz")
 X = torch.from_numpy(GOLDEN["X"])
@@ -89,3 +90,16 @@ def test_two_nn_is_float32_for_half_input():
 def test_two_nn_says_what_is_wrong(x, discard_fraction, message):
     with pytest.raises(ValueError, match=message):
         two_nn(x, discard_fraction=discard_fraction)
+
+
+@pytest.mark.parametrize("n", [30, 100])
+def test_corrected_fit_has_less_bias(n):
+    g = torch.Generator().manual_seed(0)
+    plain, corrected = [], []
+    for _ in range(400):
+        ratio = torch.empty(n, dtype=torch.float64).exponential_(5.0, generator=g).exp()
+        r = torch.stack([torch.ones_like(ratio), ratio], dim=1)
+        plain.append(float(two_nn_of_distances(r)))
+        corrected.append(float(two_nn_of_distances(r, corrected=True)))
+    bias = [sum(v) / len(v) / 5 - 1 for v in (plain, corrected)]
+    assert abs(bias[1]) < abs(bias[0]) / 2
