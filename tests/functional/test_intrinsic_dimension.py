@@ -17,9 +17,9 @@ from lightly_collapse.functional import (
     lid_mom,
 )
 from lightly_collapse.functional.intrinsic_dimension import (
-    mlid_corrected,
     lid_mle_from_distances,
     lid_mom_from_distances,
+    mlid_corrected,
 )
 from tests.helpers import BAD_FEATURES, dtypes, gradient, leaf, normal, orthonormal, seeds
 
