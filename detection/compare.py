@@ -174,7 +174,12 @@ def _read_test_set(arguments: argparse.Namespace) -> Dataset:
 
 def _report(runs: Sequence[Run], dataset: Dataset, output: Path) -> None:
     results = [
-        {"name": run.name, **json.loads((run.folder / "result.json").read_text())} for run in runs
+        {
+            "name": run.name,
+            "learning_rate": run.learning_rate,
+            **json.loads((run.folder / "result.json").read_text()),
+        }
+        for run in runs
     ]
     rows = summarize(results)
     text = "\n".join([markdown_table(rows), "", *verdicts(results), *warnings(results)])

@@ -170,20 +170,51 @@ def check_settings(config: Any, num_gpus: int) -> None:
     if not config["SEED"] < 2**32:
         raise ValueError(f"config: SEED must be below 2^32, got {config['SEED']}")
     check("config: DATALOADER.NUM_WORKERS", Workers, config["DATALOADER"]["NUM_WORKERS"])
-    sizes = config["INPUT"]["MIN_SIZE_TRAIN"]
-    if not sizes or min(sizes) < 1 or config["INPUT"]["MIN_SIZE_TEST"] < 1:
-        raise ValueError("config: INPUT.MIN_SIZE_TRAIN and MIN_SIZE_TEST must name positive sizes")
+    if config["TEST"]["EVAL_PERIOD"] < 0:
+        period = config["TEST"]["EVAL_PERIOD"]
+        raise ValueError(f"config: TEST.EVAL_PERIOD must be 0 or more, got {period}")
+    if model["BACKBONE"]["FREEZE_AT"] not in range(6):
+        freeze_at = model["BACKBONE"]["FREEZE_AT"]
+        raise ValueError(f"config: MODEL.BACKBONE.FREEZE_AT must be 0 to 5, got {freeze_at}")
+    _check_pixels(config["INPUT"], model)
+    _check_device(model["DEVICE"], num_gpus)
     for key in ("RESNETS", "FPN"):
         if model[key]["NORM"] not in NORMS:
             raise ValueError(
                 f"config: MODEL.{key}.NORM must be one of {', '.join(filter(None, NORMS))} or '', "
                 f"got {model[key]['NORM']!r}"
             )
+
+
+def _check_pixels(sizes: Any, model: Any) -> None:
+    for phase in ("TRAIN", "TEST"):
+        least = sizes[f"MIN_SIZE_{phase}"]
+        values = [*(least if isinstance(least, (list, tuple)) else [least])]
+        if not values or min(*values, sizes[f"MAX_SIZE_{phase}"]) < 1:
+            raise ValueError(
+                f"config: INPUT.MIN_SIZE_{phase} and MAX_SIZE_{phase} must name positive sizes, "
+                f"got {least} and {sizes[f'MAX_SIZE_{phase}']}"
+            )
+    mean, std = model["PIXEL_MEAN"], model["PIXEL_STD"]
+    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+        raise ValueError(
+            f"config: MODEL.PIXEL_MEAN and PIXEL_STD must be three numbers, the deviations "
+            f"positive, got {mean} and {std}"
+        )
+
+
+def _check_device(name: str, num_gpus: int) -> None:
     try:
-        device = torch.device(model["DEVICE"])
+        device = torch.device(name)
     except RuntimeError as error:
         line = str(error).splitlines()[0]
         raise ValueError(f"config: MODEL.DEVICE is no device: {line}") from error
+    if device.type != "cuda":
+        try:
+            # Neither the meta device, whose tensors hold nothing, nor one that is not here.
+            torch.zeros(1, device=device).item()
+        except (RuntimeError, AssertionError, NotImplementedError, ModuleNotFoundError) as error:
+            raise ValueError(f"config: MODEL.DEVICE {name} cannot be used here") from error
     if device.type == "cuda" and num_gpus and not torch.cuda.is_available():
         raise ValueError("MODEL.DEVICE: no GPU here; give --num-gpus 0 or MODEL.DEVICE cpu")
     if not 0 <= num_gpus <= max(torch.cuda.device_count(), 0):
@@ -194,7 +225,7 @@ def check_settings(config: Any, num_gpus: int) -> None:
 
 def _check_solver(solver: Mapping[str, Any]) -> None:
     for key in ("IMS_PER_BATCH", "CHECKPOINT_PERIOD", "MAX_ITER"):
-        if solver[key] < 1:
+        if not isinstance(solver[key], int) or solver[key] < 1:
             raise ValueError(f"config: SOLVER.{key} must be at least 1, got {solver[key]}")
     for key in ("BASE_LR", "WEIGHT_DECAY", "MOMENTUM", "WARMUP_FACTOR", "GAMMA"):
         if not 0 <= solver[key] < math.inf:
@@ -236,18 +267,22 @@ def _read_chain(path: Path, above: tuple[Path, ...]) -> list[tuple[str, Any]]:
     if path.resolve() in above:
         raise ValueError(f"config {path}: is its own _BASE_")
     try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"config {path}: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"config {path}: must hold keys and values")
     base = content.pop("_BASE_", None)
+    if base is not None and not isinstance(base, str):
+        raise ValueError(f"config {path}: _BASE_ must be a path, got {base!r}")
     values = _read_chain(path.parent / base, (*above, path.resolve())) if base else []
     return [*values, *_flatten(content)]
 
 
 def _flatten(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in content.items():
+        if not isinstance(key, str):
+            raise ValueError(f"config: keys must be words, got {prefix}{key!r}")
         if isinstance(value, Mapping):
             yield from _flatten(value, f"{prefix}{key}.")
         else:

@@ -34,6 +34,8 @@ def read_datasets(
     if not root.is_dir():
         raise ValueError(f"--dataset-root: no folder {root}")
     given = tuple(settings["CLASSES"]) or None
+    if given and len(set(given)) < len(given):
+        raise ValueError(f"--classes: each must come once, got {', '.join(given)}")
     sets = []
     for key in ("TEST",) if test_only else ("TRAIN", "TEST"):
         if not settings[key]:

@@ -97,6 +97,7 @@ def _detections(runs: Sequence[Drawn], dataset: Dataset, classes: Sequence[str])
     thresholds = [best_threshold(run.predictions, dataset, classes) for run in first]
     photographs = _most_varied(dataset)
     columns = 1 + len(first)
+    drawn: set[int] = set()
     figure = Figure(figsize=(3.1 * columns, 2.5 * len(photographs)), layout="constrained")
     axes = figure.subplots(len(photographs), columns, squeeze=False)
     for row, photograph in enumerate(photographs):
@@ -118,13 +119,12 @@ def _detections(runs: Sequence[Drawn], dataset: Dataset, classes: Sequence[str])
                 axis.set_title(title, fontsize=10, parse_math=False)
             for corners, label, score in found:
                 _draw_box(axis, corners, classes[label], score, _color(label))
+                drawn.add(label)
     handles = [
-        Line2D([], [], color=_color(i), linewidth=2, label=_plain(name))
-        for i, name in enumerate(classes)
+        Line2D([], [], color=_color(label), linewidth=2, label=_plain(classes[label]))
+        for label in sorted(drawn)
     ]
-    figure.legend(
-        handles=handles[:20], loc="outside lower center", ncols=min(len(classes), 8), frameon=False
-    )
+    _add_legend(figure, handles)
     return figure
 
 
@@ -267,4 +267,10 @@ def _legend(figure: Figure, runs: Sequence[Drawn]) -> None:
         Line2D([], [], linewidth=2, label=_plain(name), **_style(j))
         for j, name in enumerate(_names(runs))
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+    _add_legend(figure, handles)
+
+
+def _add_legend(figure: Figure, handles: Sequence[Line2D]) -> None:
+    """Below the axes, in as many columns as the figure is wide for."""
+    columns = max(1, min(len(handles), int(figure.get_figwidth() / 2)))
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)

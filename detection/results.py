@@ -14,6 +14,11 @@ from detection.average_precision import Prediction, average_precision
 from detection.photographs import Dataset
 from lightly_collapse.io.files import atomic_write
 
+NOTHING_TO_EVALUATE = (
+    "--eval-only: nothing to evaluate; give MODEL.WEIGHTS, or --resume with an OUTPUT_DIR that has "
+    "a checkpoint"
+)
+
 
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file atomically; NaN and infinity, which JSON lacks, are a ValueError."""

@@ -63,10 +63,10 @@ def summarize(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def verdicts(results: Sequence[Mapping[str, Any]], score: str = "AP50") -> list[str]:
-    """Every other backbone against the first, by the differences seed by seed.
+    """Every two backbones, at the same learning rate, by their differences seed by seed.
 
     Args:
-        results: as for `summarize`.
+        results: as for `summarize`; `learning_rate` where several were tried.
         score: that is compared.
 
     Returns:
@@ -74,6 +74,7 @@ def verdicts(results: Sequence[Mapping[str, Any]], score: str = "AP50") -> list[
         interval of the mean difference leaves out 0.
     """
     by_name: dict[str, dict[int, float]] = {}
+    rates = {result["name"]: result.get("learning_rate") for result in results}
     for result in results:
         if result[score] is not None:
             by_name.setdefault(result["name"], {})[result["seed"]] = result[score]
@@ -82,7 +83,7 @@ def verdicts(results: Sequence[Mapping[str, Any]], score: str = "AP50") -> list[
     for i, first in enumerate(names):
         for second in names[i + 1 :]:
             seeds = sorted(by_name[first].keys() & by_name[second].keys())
-            if len(seeds) < 2:
+            if len(seeds) < 2 or rates[first] != rates[second]:
                 continue
             differences = [by_name[second][seed] - by_name[first][seed] for seed in seeds]
             mean, half = mean_and_interval(differences)

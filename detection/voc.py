@@ -93,7 +93,10 @@ def _read_list(folder: Path, split: str) -> list[str]:
         raise ValueError(
             f"split {split!r}: no file {path}; there are: {', '.join(known[:12]) or 'none'}"
         )
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"split {split!r}: {path} must be encoded as UTF-8 ({error})") from error
     names = [line.strip() for line in lines if line.strip()]
     if not names:
         raise ValueError(f"split {split!r}: {path} is empty")

@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 from detectron2.config import CfgNode, get_cfg
 
-from detection.config import OUR_DEFAULTS, check_settings, fragment_beside
+from detection.config import OUR_DEFAULTS, check_settings, fragment_beside, read_values
 
 
 def default_config() -> Any:
@@ -46,7 +46,7 @@ def configure(arguments: argparse.Namespace) -> Any:
     if cfg.INPUT.FORMAT != "RGB":
         raise ValueError(f"config: INPUT.FORMAT must be 'RGB', got {cfg.INPUT.FORMAT!r}")
     check_settings(cfg, arguments.num_gpus)
-    if arguments.num_gpus == 0:
+    if arguments.num_gpus == 0 and cfg.MODEL.DEVICE.startswith("cuda"):
         cfg.MODEL.DEVICE = "cpu"
     if arguments.dataset_root is not None:
         cfg.DATASETS.ROOT = str(arguments.dataset_root)
@@ -56,6 +56,8 @@ def configure(arguments: argparse.Namespace) -> Any:
 
 
 def _merge_file(cfg: Any, path: str) -> None:
+    # Names the file and what is wrong with it, where fvcore's and yacs's errors do not.
+    read_values(path)
     content = CfgNode.load_yaml_with_base(path, allow_unsafe=False)
     if content.get("VERSION", 2) != 2:
         raise ValueError(f"config {path}: VERSION must be 2, got {content['VERSION']}")

@@ -25,7 +25,7 @@ from detection.detectron2.data import Mapper, register
 from detection.detectron2.evaluator import Evaluator
 from detection.layer_decay import learning_rate_factor
 from detection.photographs import Dataset
-from detection.results import RunRecord, describe_scores, write_result
+from detection.results import NOTHING_TO_EVALUATE, RunRecord, describe_scores, write_result
 from lightly_collapse.io.files import check_writable_folder
 
 
@@ -52,12 +52,18 @@ def run(arguments: argparse.Namespace) -> None:
         # detectron2 trains on polygons or on bitmaps, not on both.
         cfg.INPUT.MASK_FORMAT = "bitmask"
     record = RunRecord(folder, classes, arguments.resume)
+    is_resumed = arguments.resume and (folder / "last_checkpoint").is_file()
+    if arguments.eval_only and not is_resumed and not cfg.MODEL.WEIGHTS:
+        raise ValueError(NOTHING_TO_EVALUATE)
     default_setup(cfg, arguments)
     # After config.yaml was written, which keeps the names that were asked for.
     cfg.DATASETS.TRAIN = (register(training_set, "train", classes),)
     cfg.DATASETS.TEST = (register(test_set, "test", classes),)
     cfg.freeze()
-    trainer = Trainer(cfg, test_set, record, arguments)
+    try:
+        trainer = Trainer(cfg, test_set, record, arguments)
+    except (AssertionError, KeyError) as error:
+        raise ValueError(f"config: detectron2 cannot build this detector: {error!r}") from error
     trainer.resume_or_load(resume=arguments.resume)
     if comm.is_main_process():
         record.add(weights=cfg.MODEL.WEIGHTS)

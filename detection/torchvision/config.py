@@ -225,7 +225,7 @@ def configure(arguments: argparse.Namespace) -> Config:
         )
     config = load_config(arguments.config_file, arguments.opts)
     check_settings(config, arguments.num_gpus)
-    if arguments.num_gpus == 0:
+    if arguments.num_gpus == 0 and config["MODEL"]["DEVICE"].startswith("cuda"):
         config["MODEL"]["DEVICE"] = "cpu"
     if arguments.dataset_root is not None:
         config["DATASETS"]["ROOT"] = str(arguments.dataset_root)

@@ -76,8 +76,6 @@ def freeze(config: Config, detector: nn.Module) -> None:
         ValueError: if the backbone cannot be frozen up to there.
     """
     freeze_at, norm = config["MODEL"]["BACKBONE"]["FREEZE_AT"], config["MODEL"]["RESNETS"]["NORM"]
-    if not 0 <= freeze_at <= 5:
-        raise ValueError(f"config: MODEL.BACKBONE.FREEZE_AT must be 0 to 5, got {freeze_at}")
     if detector_of(config) == "ViT":
         if freeze_at not in {0, 5}:
             raise ValueError(

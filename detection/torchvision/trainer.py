@@ -18,7 +18,7 @@ from detection.average_precision import Prediction, encode_mask
 from detection.datasets import read_datasets
 from detection.layer_decay import learning_rate_factor
 from detection.photographs import Dataset
-from detection.results import RunRecord, write_result
+from detection.results import NOTHING_TO_EVALUATE, RunRecord, write_result
 from detection.torchvision.config import Config, detector_of, dump_config
 from detection.torchvision.examples import (
     Batch,
@@ -99,6 +99,8 @@ class Run:
         torch.manual_seed(self.seed)
         self.model = build_model(config)
         state = _read_last(self.folder) if resume else None
+        if eval_only and state is None and not model["WEIGHTS"]:
+            raise ValueError(NOTHING_TO_EVALUATE)
         if state is None:
             load_weights(config, self.model, self.record, allow_partial)
         self.record.add(weights=model["WEIGHTS"])

@@ -99,7 +99,10 @@ def _resnets(state: Mapping[str, Tensor]) -> list[Network]:
             "read; others (Swin, names of transformers) are not: load the weights into timm first"
         )
     parts = list(dict.fromkeys(name.split(".")[0] for name in state))
-    raise ValueError(f"checkpoint: no ResNet backbone in it; its parts are {_quoted(parts)}")
+    raise ValueError(
+        f"checkpoint: no ResNet backbone in it; its parts are {_quoted(parts)}; ResNets and plain "
+        f"vision transformers can be exported"
+    )
 
 
 def _own_names(network: Network, networks: Sequence[Network]) -> dict[str, str]:

@@ -133,6 +133,19 @@ def test_scores_by_size_of_masks_and_of_voc_are_columns():
     assert row["AP medium"] == (2.0, None)
 
 
+def test_backbones_are_compared_at_the_same_learning_rate():
+    runs = [
+        result(f"{name} lr {rate}", seed, 10 * (name == "b") + seed, learning_rate=rate)
+        for name in "ab"
+        for rate in (0.01, 0.02)
+        for seed in (0, 1)
+    ]
+    assert [sentence.split(" (")[0] for sentence in verdicts(runs)] == [
+        "b lr 0.01 is above a lr 0.01",
+        "b lr 0.02 is above a lr 0.02",
+    ]
+
+
 def test_several_learning_rates_are_rows(tmp_path):
     runs = plan(["random"], [0], tmp_path, [0.01, 0.02])
     assert [(run.name, run.learning_rate) for run in runs] == [

@@ -150,6 +150,8 @@ def test_what_wins(tmp_path):
         ("[1, 2]", "must hold keys and values"),
         ("MODEL: {", "bad.yaml"),
         ("_BASE_: bad.yaml", "is its own _BASE_"),
+        ("MODEL: {4: 5}", "keys must be words, got MODEL.4"),
+        ("_BASE_: 3", "_BASE_ must be a path, got 3"),
         ("SOLVER: !!python/object/apply:os.system ['touch ran']", "bad.yaml"),
     ],
 )
