@@ -2,11 +2,14 @@
 
 import csv
 import io
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from lightly_collapse.io.files import atomic_write
 from lightly_collapse.io.spectra import FILE_NAME, SpectraFile
+
+_FORMULA = re.compile(r"\s*[=+\-@]|\t")  # in what a spreadsheet reads; a number is no text here
 
 
 class ReadingsTable:
@@ -61,6 +64,8 @@ class ReadingsTable:
     def add(self, row: Mapping[str, object], *, write: bool = True) -> None:
         """Add a row and write the file; a row with the same key is replaced.
 
+        A text that a spreadsheet would take for a formula gets an apostrophe before it.
+
         Args:
             row: values by column; a column that a row lacks is left empty.
             write: whether this process writes.
@@ -68,7 +73,7 @@ class ReadingsTable:
         Raises:
             OSError: if the file cannot be written.
         """
-        self._rows[int(str(row[self._key]))] = dict(row)
+        self._rows[int(str(row[self._key]))] = {str(_cell(n)): _cell(v) for n, v in row.items()}
         if not write:
             return
         columns = list(dict.fromkeys(name for row in self._rows.values() for name in row))
@@ -78,3 +83,12 @@ class ReadingsTable:
         writer.writerows(self._rows.values())
         self.path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(self.path, buffer.getvalue().encode())
+
+
+def _cell(value: object) -> object:
+    """A value as a cell; a name may come from anyone, and a formula in it can run programs."""
+    if not isinstance(value, str):
+        return value
+    # Readers take a carriage return for the end of a row.
+    text = value.replace("\r", " ")
+    return f"'{text}" if _FORMULA.match(text) else text

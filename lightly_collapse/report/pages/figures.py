@@ -1,6 +1,7 @@
 """Figures for pages and files: one style, legible on paper, on light and on dark screens."""
 
 import io
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +12,10 @@ import numpy as np
 from cycler import cycler
 from markupsafe import Markup
 from matplotlib.axes import Axes
+from matplotlib.category import StrCategoryFormatter
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.ticker import FixedFormatter
 
 # A colour that no plot uses, replaced in SVG by the page's own text colour.
 _INK = "#010203"
@@ -114,6 +118,24 @@ def use_scale_for_many(axes: Axes, lines: int) -> None:
         axes.set_prop_cycle(color=line_colors(lines))
 
 
+@contextmanager
+def _any_text(fig: Figure) -> Iterator[None]:
+    """Draw names as they are: a dollar is no formula, and a letter that the font lacks is a box."""
+    numbers = {
+        id(label)
+        for axes in fig.axes
+        for axis in (axes.xaxis, axes.yaxis)
+        if not isinstance(axis.get_major_formatter(), (FixedFormatter, StrCategoryFormatter))
+        for label in axis.get_ticklabels(which="both")
+    }
+    for text in fig.findobj(Text):
+        if isinstance(text, Text) and id(text) not in numbers:
+            text.set_parse_math(False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+        yield
+
+
 def to_png(fig: Figure, dpi: int = 160) -> bytes:
     """The figure as PNG on white.
 
@@ -125,7 +147,8 @@ def to_png(fig: Figure, dpi: int = 160) -> bytes:
         The bytes of the file.
     """
     buffer = io.BytesIO()
-    fig.savefig(buffer, format="png", dpi=dpi, facecolor="white")
+    with _any_text(fig):
+        fig.savefig(buffer, format="png", dpi=dpi, facecolor="white")
     return buffer.getvalue()
 
 
@@ -141,7 +164,7 @@ def to_svg(fig: Figure, description: str) -> Markup:
     """
     buffer = io.StringIO()
     # The salt makes the same drawing the same text, and two drawings' identifiers differ.
-    with mpl.rc_context({"svg.hashsalt": description}):
+    with mpl.rc_context({"svg.hashsalt": description}), _any_text(fig):
         fig.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
