@@ -13,6 +13,7 @@ from rich.markup import escape
 from torch import Tensor, nn
 
 from lightly_collapse._arguments import (
+    Arch,
     AtLeastTwo,
     Checkpoint,
     Count,
@@ -70,7 +71,7 @@ def diagnose_command(
     data: ImageData | None = None,
     transform: TransformName | None = None,
     trial: Natural = 0,
-    arch: str | None = None,
+    arch: Arch | None = None,
     prefix: str | None = None,
     image_size: ImageSize | None = None,
     images: AtLeastTwo = 256,
