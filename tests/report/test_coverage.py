@@ -53,7 +53,7 @@ def test_intervals_hold_or_say_that_they_do_not(spectrum, kind, share):
     hits, doubts = dict.fromkeys(MEASURES, 0), dict.fromkeys(MEASURES, 0)
     g = torch.Generator().manual_seed(0)
     for _ in range(REPEATS):
-        sketch = EmbeddingSketch(blocks=20, lid_size=2, lid_k=1 + 1)
+        sketch = EmbeddingSketch(blocks=20, lid_size=21, lid_k=2)
         sketch.update(rows(kind, n, s, g))
         scalars = sketch.compute().scalars
         # Neighbours and pairs have no known true value here.
