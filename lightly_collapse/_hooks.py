@@ -4,6 +4,8 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
+from typing_extensions import override
+
 
 class Hook:
     """A hook of a module whose copies and pickles are a hook that does nothing.
@@ -31,6 +33,7 @@ class Hook:
         """What `call` returns."""
         return self._call(*arguments)
 
+    @override
     def __reduce__(self) -> Any:
         # The exit of a null context takes any arguments and returns None.
         return getattr, (nullcontext(), "__exit__")
