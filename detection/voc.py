@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from defusedxml import DefusedXmlException, ElementTree
-
 from detection.photographs import Box, Dataset, Photograph, clip_box, image_size
 
 VOC_CLASSES = (
@@ -162,6 +160,10 @@ def _read_photograph(
 def _parse(path: Path) -> Any:
     if not path.is_file():
         raise ValueError(f"annotation {path}: no such file")
+    try:
+        from defusedxml import DefusedXmlException, ElementTree  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise ValueError("annotations in XML need defusedxml: pip install defusedxml") from error
     try:
         root = ElementTree.parse(path, forbid_dtd=True).getroot()
     # An unknown encoding is a LookupError, one that expat cannot read a ValueError.

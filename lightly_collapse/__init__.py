@@ -4,4 +4,4 @@ The package is a plugin for Lightly. Import what you need from its parts, for ex
 `from lightly_collapse.loss import OrthogonalityRegularizer`; nothing is loaded before it is used.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -1,6 +1,7 @@
 """What is read from a VOC-format folder, and what is refused."""
 
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -106,6 +107,12 @@ EXTERNAL = (
 def test_bad_annotation(one_image, xml, why):
     with pytest.raises(ValueError, match=why):
         read_voc("train", one_image(xml))
+
+
+def test_without_defusedxml_it_says_what_to_install(one_image, monkeypatch):
+    monkeypatch.setitem(sys.modules, "defusedxml", None)
+    with pytest.raises(ValueError, match="need defusedxml: pip install defusedxml"):
+        read_voc("train", one_image(annotation([("a", 1, 1, 9, 9)])))
 
 
 def test_images_in_folders_and_of_other_types(tmp_path):

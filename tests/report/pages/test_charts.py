@@ -2,10 +2,14 @@
 
 import json
 import math
+import re
+from pathlib import Path
 
 import pytest
 
 from lightly_collapse.io.spectra import TrainingSpectra
+from lightly_collapse.pretrain.sweep import COLUMNS
+from lightly_collapse.report.glossary import GLOSSARY, docs_url
 from lightly_collapse.report.pages.charts import (
     Chart,
     heat_map,
@@ -113,3 +117,17 @@ def test_slider_goes_through_the_steps_of_a_training():
 
 def test_training_of_one_step_has_no_slider():
     assert spectra_over_training(TrainingSpectra("step", [5], [{"a": {0: 1.0}}]), "One") is None
+
+
+def test_every_measure_of_the_pages_has_its_place_in_the_documentation():
+    guide = Path(__file__).parents[3] / "docs" / "guide" / "measures.md"
+    if not guide.is_file():
+        pytest.skip("not run from a checkout")
+    places = set(re.findall(r"^\(([\w-]+)\)=$", guide.read_text(encoding="utf-8"), re.MULTILINE))
+    templates = (Path(__file__).parents[3] / "lightly_collapse/report/pages/templates").glob("*")
+    named = {
+        name for page in templates for name in re.findall(r"docs_url\('(\w+)'\)", page.read_text())
+    }
+    assert named
+    for name in {*GLOSSARY, *COLUMNS, *named}:
+        assert docs_url(name).rpartition("#")[2] in places, name
