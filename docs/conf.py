@@ -1,10 +1,14 @@
 """Sphinx settings; CONTRIBUTING.md has the command that builds the site."""
 
+import importlib
+import inspect
 import os
+import pkgutil
 import re
 import sys
 import warnings
 from pathlib import Path
+from types import ModuleType
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the gallery's detection example
 
@@ -87,6 +91,73 @@ def convert_tables(app, what, name, obj, options, lines: list[str]) -> None:
         else:
             out.append(line)
     lines[:] = out[:-1]
+
+
+def public_modules() -> list[ModuleType]:
+    """Every module of the package, but the private ones and the commands' pages."""
+    found = [
+        module.name
+        for module in pkgutil.walk_packages(lightly_collapse.__path__, "lightly_collapse.")
+        if not re.search(r"\._|\.cli$|\.report\.pages", module.name)
+    ]
+    return [importlib.import_module(name) for name in sorted(found)]
+
+
+def public_names(module: ModuleType) -> list[str]:
+    """What a module offers: its `__all__`, or what it defines without an underscore."""
+    listed = getattr(module, "__all__", None)
+    if listed is not None:
+        return list(listed)
+    return [
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_")
+        and (inspect.isclass(value) or inspect.isroutine(value))
+        and getattr(value, "__module__", None) == module.__name__
+    ]
+
+
+def named(path: str) -> object:
+    """What a dotted name means to those who import it from its package."""
+    package, _, name = path.rpartition(".")
+    return getattr(sys.modules[package], name)
+
+
+def write_reference(folder: Path) -> None:
+    """A page for every part of the package, and on it every public name once.
+
+    A name that a package re-exports stands under the package, as it is imported from there.
+    """
+    folder.mkdir(exist_ok=True)
+    seen: set[int] = set()
+    pages: dict[str, list[str]] = {}
+    # Packages first: their names are the shorter ones.
+    for module in sorted(public_modules(), key=lambda m: (not hasattr(m, "__all__"), m.__name__)):
+        names = [n for n in public_names(module) if id(getattr(module, n)) not in seen]
+        seen |= {id(getattr(module, n)) for n in names}
+        if not names:
+            continue
+        part = module.__name__.split(".")[1]
+        pages.setdefault(part, [f"# lightly_collapse.{part}\n"]).append(
+            f"## {module.__name__}\n\n```{{eval-rst}}\n.. automodule:: {module.__name__}\n"
+            "   :members: "
+            + ", ".join(names)
+            + "\n   :imported-members:\n"
+            # A function of a package may have the name of the module that it is from.
+            + ("" if sys.modules[module.__name__] is named(module.__name__) else "   :no-index:\n")
+            + "```\n"
+        )
+    for part, blocks in pages.items():
+        text = "\n".join(blocks)
+        path = folder / f"{part}.md"
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")
+    for path in folder.glob("*.md"):
+        if path.stem not in pages:
+            path.unlink()
+
+
+write_reference(Path(__file__).parent / "api")
 
 
 def setup(app) -> None:

@@ -2,11 +2,15 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from lightly_collapse.cli import _verbs
+from lightly_collapse.pretrain.configs import find_config
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -37,6 +41,31 @@ def test_python_blocks_run(page, tmp_path, monkeypatch):
 
 def test_readme_and_guide_have_code():
     assert {"README.md", "regularize.md", "measure.md", "hosts.md"} <= {page.name for page in PAGES}
+
+
+SHELL = re.compile(r"^```(?:bash|sh)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+COMMANDS = [
+    pytest.param(shlex.split(line, comments=True), id=f"{page.name}: {line[:60]}")
+    for page in (README, README.parent / "detection" / "README.md", *sorted(DOCS.glob("**/*.md")))
+    for block in SHELL.findall(page.read_text(encoding="utf-8"))
+    for line in block.replace("\\\n", " ").splitlines()
+    if line.startswith("lightly-collapse ")
+]
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_commands_have_the_options_they_are_shown_with(words):
+    """Every verb, every option and every recipe named in a shell block exists."""
+    verbs = _verbs(words[1:])
+    assert words[1] in verbs
+    verb = verbs[words[1]]
+    if verb.words:
+        if "--config" in words and not words[words.index("--config") + 1].endswith(".yaml"):
+            find_config(words[words.index("--config") + 1], "pretrain")
+        return
+    known = {verb.options.get(name, name).replace("_", "-") for name in verb.parameters()}
+    given = {word.removeprefix("--").partition("=")[0] for word in words if word.startswith("--")}
+    assert given <= known
 
 
 @pytest.mark.slow

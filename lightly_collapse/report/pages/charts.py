@@ -155,7 +155,7 @@ def spectra_over_training(training: TrainingSpectra, description: str) -> Chart 
 
 
 def line_chart(
-    x: Sequence[float],
+    x: Sequence[float] | Sequence[str],
     lines: _Lines,
     xlabel: str,
     ylabel: str,
@@ -173,7 +173,7 @@ def line_chart(
     """Values against a common axis, one line a name.
 
     Args:
-        x: of every value.
+        x: of every value; words, such as names of layers, stand side by side in their order.
         lines: values by name, as many as `x`; None where a line has none.
         xlabel: what `x` is.
         ylabel: what the values are.
@@ -205,7 +205,7 @@ def line_chart(
         )
     ]
     rows: _Rows = [
-        {"x": _short(place)}
+        {"x": place if isinstance(place, str) else _short(place)}
         | ({"at": slider.at[i]} if slider else {})
         | {s.key: _short(v) if _usable(v := lines[s.name][i], log) else None for s in series}
         for i, place in enumerate(x)
@@ -230,7 +230,7 @@ def line_chart(
             for level in levels
         ),
         *_vertical(series, marks or {}),
-        *([] if mark == "points" else [_readout(series)]),
+        *([] if mark == "points" else [_readout(series, isinstance(x[0], str))]),
     ]
     spec = _spec(description, rows) | {
         "height": 300,
@@ -240,13 +240,7 @@ def line_chart(
         ],
         "transform": [{"filter": "datum.at == at"}] if slider else [],
         "encoding": {
-            "x": {
-                "field": "x",
-                "type": "quantitative",
-                "title": xlabel,
-                # Fixed, as the other axis is: nothing moves where lines are switched off.
-                "scale": {"domain": [min(x), max(x)], "nice": False, "padding": 8 * points},
-            },
+            "x": {"field": "x", "title": xlabel, **_horizontal_axis(x, points)},
             "y": {"type": "quantitative", "title": ylabel, **vertical},
         },
         "layer": layers,
@@ -448,8 +442,9 @@ def _vertical(series: Sequence[Series], marks: Mapping[str, float]) -> _Rows:
     ]  # fmt: skip
 
 
-def _readout(series: Sequence[Series]) -> dict[str, Any]:
+def _readout(series: Sequence[Series], words: bool) -> dict[str, Any]:
     """A vertical line that follows the pointer, with the values of every line beside it."""
+    number = {"format": ".4~g", "type": "quantitative"}
     return {
         "params": [
             {
@@ -463,8 +458,8 @@ def _readout(series: Sequence[Series]) -> dict[str, Any]:
             "y": None,
             "opacity": {"condition": {"param": "near", "empty": False, "value": 0.45}, "value": 0},
             "tooltip": [
-                {"field": name, "title": name, "format": ".4~g", "type": "quantitative"}
-                for name in ("x", *(s.key for s in series))
+                {"field": "x", "title": "x", **({"type": "nominal"} if words else number)},
+                *({"field": s.key, "title": s.key, **number} for s in series),
             ],
         },
     }  # fmt: skip
@@ -477,6 +472,17 @@ def _color(series: Sequence[Series]) -> dict[str, Any]:
         "scale": {"domain": [s.key for s in series], "range": [s.color for s in series]},
         "legend": None,
     }
+
+
+def _horizontal_axis(x: Sequence[float] | Sequence[str], points: bool) -> dict[str, Any]:
+    numbers = [place for place in x if not isinstance(place, str)]
+    if not numbers:
+        axis = {"labelAngle": -35, "labelLimit": 130, "labelOverlap": "greedy"}
+        return {"type": "ordinal", "sort": None, "axis": axis, "scale": {"type": "point"}}
+    # Fixed, as the other axis is: nothing moves where lines are switched off.
+    domain = [min(numbers), max(numbers)]
+    scale = {"domain": domain, "nice": False, "padding": 8 * points}
+    return {"type": "quantitative", "scale": scale}
 
 
 def _log_axis(values: Sequence[float], least: float) -> dict[str, Any]:

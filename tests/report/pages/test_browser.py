@@ -11,7 +11,12 @@ import torch
 
 from lightly_collapse.io.spectra import TrainingSpectra
 from lightly_collapse.pretrain.sweep import summarize
+from lightly_collapse.report.diagnosis.causes import Cause
+from lightly_collapse.report.diagnosis.evidence import Evidence
+from lightly_collapse.report.diagnosis.records import DiagnosisRecord
+from lightly_collapse.report.diagnosis.verdict import Place, Verdict
 from lightly_collapse.report.pages.demo import demo_page
+from lightly_collapse.report.pages.diagnosis import diagnosis_page
 from lightly_collapse.report.pages.measure import compare_page, measure_page
 from lightly_collapse.report.pages.predict import predict_page
 from lightly_collapse.report.pages.shell import render
@@ -112,7 +117,29 @@ def predict():
     )
 
 
+def diagnosis():
+    return diagnosis_page(
+        DiagnosisRecord(
+            EVIL,
+            Verdict("dimensional", (EVIL,)),
+            Place(EVIL, "feature", EVIL),
+            [Cause("projector", EVIL, True, EVIL)],
+            [],
+            Evidence(
+                model(),
+                model(),
+                0.1,
+                0.5,
+                {},
+                {},
+                history=[{"step": s, f"{EVIL}/effective_rank": 9.0 / s} for s in (1, 2, 3)],
+            ),
+        )
+    )
+
+
 PAGES = {
+    "diagnosis": diagnosis,
     "measure": lambda: measure_page(model(EVIL), training()),
     "compare": lambda: compare_page([model(), model(EVIL)]),
     "demo": demo,
