@@ -88,6 +88,8 @@ def check_probe(
         raise ValueError(f"--data or --config must say what to probe on: {beside} does not exist")
     if data == "digits":
         _check_reading(data, workers)
+    if options.get("picture") and options.get("output") is None:
+        raise ValueError("picture needs --output, the folder that it is written to")
     trained = {"lars", "sgd"} & set(protocol)
     for name, acts, where in (
         ("epochs", trained, "the protocols lars and sgd"),

@@ -43,6 +43,9 @@ from lightly_collapse.pretrain.data.base import PretrainData
 from lightly_collapse.pretrain.linear_probe import labelled_share
 from lightly_collapse.pretrain.protocols import Protocol, probe_accuracies
 from lightly_collapse.report import CollapseReport, measure
+from lightly_collapse.report.feature_pass import representations
+from lightly_collapse.report.pages.embedding_picture import embedding_picture
+from lightly_collapse.report.pages.figures import to_png
 
 _HELD_OUT = ("val", "test", "validation")
 _CIFAR_SIZE = 32
@@ -68,6 +71,7 @@ def probe(
     workers: Workers = 0,
     device: Device = "auto",
     seed: Seed = 0,
+    picture: bool = False,
     output: OutputFolder | None = None,
 ) -> CollapseReport:
     """Train kNN and linear classifiers on the frozen features of a checkpoint.
@@ -99,6 +103,7 @@ def probe(
         workers: processes that read images.
         device: auto, cpu, cuda, cuda:N or mps.
         seed: of the labelled images, the random entries, crops, order and first weights.
+        picture: draw the held-out representations by t-SNE, into picture.png in the output folder.
         output: folder to write to; made if missing.
 
     Returns:
@@ -110,7 +115,10 @@ def probe(
         ValueError: if an argument, the checkpoint or the data is at fault.
         OSError: if something cannot be read or written.
     """
-    check_probe(checkpoint, data, config, workers, protocol, dimensions, epochs=epochs)
+    check_probe(
+        checkpoint, data, config, workers, protocol, dimensions,
+        epochs=epochs, picture=picture, output=output,
+    )  # fmt: skip
     beside = Path(checkpoint).parent / "config.yaml"
     target = find_device(device)
     loaded = load_model(arch, checkpoint, prefix=prefix)
@@ -161,7 +169,12 @@ def probe(
     if output is not None:
         record = {"method": name, **report.accuracy, "settings": report.settings}
         text = json.dumps(record, indent=1)
-        atomic_write(check_writable_folder(output) / "probe.json", text.encode())
+        folder = check_writable_folder(output)
+        atomic_write(folder / "probe.json", text.encode())
+        if picture:
+            held_out = representations(model, images.evaluation_batches()[1], target)
+            drawn = to_png(embedding_picture(*held_out, seed=seed))
+            atomic_write(folder / "picture.png", drawn)
     Console().print(_table(report))
     return report
 

@@ -130,7 +130,7 @@ def train_linear(
                 continue
             loss = cross_entropy(layer(features.to(device)), labels.to(device))
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             total += loss.detach()
         if not math.isfinite(total):
@@ -198,7 +198,7 @@ def labelled_share(labels: Tensor, share: float, seed: int = 0) -> Tensor:
         raise ValueError(f"labels must be a share in (0, 1], got {share}")
     generator = torch.Generator().manual_seed(seed)
     chosen = []
-    for label in labels.unique():
+    for label in torch.unique(labels).tolist():
         own = (labels == label).nonzero()[:, 0]
         count = max(1, round(share * len(own)))
         chosen.append(own[torch.randperm(len(own), generator=generator)[:count]])

@@ -104,6 +104,13 @@ def test_linear_layers_are_trained_as_published_and_on_few_labels(run, tmp_path)
     assert record["settings"]["labelled_images"] == few.settings["labelled_images"] < 20
 
 
+def test_a_picture_is_drawn(run, tmp_path):
+    probe(run / "last.ckpt", protocol=["knn"], knn_k=[5], picture=True, output=str(tmp_path))
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG\r\n")
+    with pytest.raises(ValueError, match="picture needs --output"):
+        probe(run / "last.ckpt", picture=True)
+
+
 def test_a_subvector_is_the_first_entries_or_random_ones(run):
     whole = probe(run / "last.ckpt", protocol=["knn"])
     first = probe(run / "last.ckpt", protocol=["knn"], dimensions=4)
