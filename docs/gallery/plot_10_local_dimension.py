@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 import torch
 
 from lightly_collapse.functional import effective_rank, geometric_mean, lid_mom, singular_values
+from lightly_collapse.loss import LDRegularizer
 
 generator = torch.Generator().manual_seed(0)
 
@@ -35,4 +36,32 @@ plt.axhline(2, color="gray", linestyle=":", label="dimension of the sheet")
 plt.xscale("log", base=2)
 plt.xlabel("frequency of the map")
 plt.legend()
+plt.show()
+
+# %%
+# LDReg can pull towards a dimension (its appendix A). Here the points themselves are trained, by
+# the regularizer alone: towards 1 a cloud in the plane breaks into short curves and clumps, towards
+# 2 it stays a cloud.
+
+cloud = torch.randn(400, 2, generator=generator)
+
+
+def trained(target, steps=200):
+    points = cloud.clone().requires_grad_()
+    regularizer = LDRegularizer(weight=1.0, k=20, target_dimension=target)
+    optimizer = torch.optim.Adam([points], lr=0.01)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        regularizer(points).backward()
+        optimizer.step()
+    return points.detach()
+
+
+clouds = {"start": cloud, "target 1": trained(1.0), "target 2": trained(2.0)}
+fig, axes = plt.subplots(1, 3, figsize=(9, 3.2))
+for ax, (name, points) in zip(axes, clouds.items(), strict=True):
+    ax.scatter(*points.T, s=4)
+    ax.set_title(f"{name}: mLID {float(geometric_mean(lid_mom(points, k=20))):.2f}")
+    ax.set_aspect("equal")
+    ax.set_axis_off()
 plt.show()
