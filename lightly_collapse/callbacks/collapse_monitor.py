@@ -19,9 +19,10 @@ from lightly_collapse.tracking.collector import LayerCollector, LayerReading
 from lightly_collapse.tracking.table import ReadingsTable
 from lightly_collapse.tracking.tracker import (
     line_of,
-    report_alarm,
     resume_table,
     scalars_of,
+    stops,
+    watched,
     write_row,
 )
 
@@ -162,6 +163,7 @@ class CollapseMonitor(Callback):
             if readings is None:
                 continue
             self.line = self._tracker.line
+            trainer.should_stop |= self._tracker.should_stop
             pl_module.log_dict(readings, on_step=True, on_epoch=False, logger=False)
             steps = self._tracker.steps
             for logger in trainer.loggers:  # now, not when Lightning's own interval comes round
@@ -229,12 +231,14 @@ class CollapseMonitor(Callback):
         collector.reset()
         readings = scalars_of(layers)
         self.line = line_of(layers)
-        pl_module.log_dict(readings, on_step=False, on_epoch=True, sync_dist=True)
-        self._draw(trainer, layers, f"epoch {trainer.current_epoch}")
-        if self._table is not None:
-            key = {"epoch": trainer.current_epoch, "step": trainer.global_step}
-            write_row(self._table, key, readings, layers, collector)
-        report_alarm(self.alarm, trainer.global_step, readings, collector)
+        with watched(self.alarm, trainer.global_step, readings, collector) as warning:
+            pl_module.log_dict(readings, on_step=False, on_epoch=True, sync_dist=True)
+            self._draw(trainer, layers, f"epoch {trainer.current_epoch}")
+            if self._table is not None:
+                key = {"epoch": trainer.current_epoch, "step": trainer.global_step}
+                write_row(self._table, key, readings, layers, collector, warning)
+        if warning is not None and stops(self.alarm):
+            trainer.should_stop = True
 
     def _draw(self, trainer: pl.Trainer, layers: dict[str, LayerReading], title: str) -> None:
         if not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):

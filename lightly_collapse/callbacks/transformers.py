@@ -84,6 +84,8 @@ class CollapseCallback(TrainerCallback):
             if readings is None:
                 continue
             self.line = self._tracker.line
+            if self._tracker.should_stop:
+                control.should_training_stop = True
             if self.log is not None:
                 self.log(readings)
             else:

@@ -1,6 +1,7 @@
 """Collapse metrics of named layers every so many optimizer steps, in any training loop."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -11,7 +12,7 @@ from lightly_collapse.functional.intrinsic_dimension import DEFAULT_LID_K
 from lightly_collapse.functional.spectrum import DEFAULT_RTOL
 from lightly_collapse.metrics.channels import Channels
 from lightly_collapse.metrics.features import Tokens
-from lightly_collapse.tracking.alarm import CollapseAlarm
+from lightly_collapse.tracking.alarm import CollapseAlarm, CollapseError, CollapseWarning
 from lightly_collapse.tracking.collector import LayerCollector, LayerReading
 from lightly_collapse.tracking.table import ReadingsTable
 
@@ -56,6 +57,7 @@ class CollapseTracker:
         readings: the last readings, by `collapse/<layer>/<metric>`.
         layer_readings: the last readings with their spectra, by layer.
         steps: number of optimizer steps.
+        should_stop: whether an alarm with `stop_on_alarm` has been raised.
 
     Raises:
         ValueError: if an argument is out of range, a layer does not exist, or `reference` fits no
@@ -100,6 +102,7 @@ class CollapseTracker:
         if initial_step < 0:
             raise ValueError(f"initial_step must not be negative, got {initial_step}")
         self.steps = 0
+        self.should_stop = False
         self.readings: dict[str, float] = {}
         self.layer_readings: dict[str, LayerReading] = {}
         self._every, self._window = every_n_steps, window
@@ -159,10 +162,12 @@ class CollapseTracker:
         self.layer_readings = self._collector.compute()
         self._collector.reset()
         self.readings = scalars_of(self.layer_readings)
-        if self._table is not None:
-            key = {"step": self.steps}
-            write_row(self._table, key, self.readings, self.layer_readings, self._collector)
-        report_alarm(self._alarm, self.steps, self.readings, self._collector)
+        with watched(self._alarm, self.steps, self.readings, self._collector) as warning:
+            self.should_stop |= warning is not None and stops(self._alarm)
+            if self._table is not None:
+                key = {"step": self.steps}
+                layers = self.layer_readings
+                write_row(self._table, key, self.readings, layers, self._collector, warning)
 
     @property
     def line(self) -> str:
@@ -219,9 +224,15 @@ def write_row(
     readings: dict[str, float],
     layers: Mapping[str, LayerReading],
     collector: LayerCollector,
+    warning: CollapseWarning | None = None,
 ) -> None:
-    """Add a row of readings, and their spectra; an unwritable disk is warned of once."""
-    row = {name.removeprefix("collapse/"): value for name, value in readings.items()}
+    """Add a row of readings with an alarm's message, and their spectra.
+
+    A disk that cannot be written is warned of once.
+    """
+    row: dict[str, object] = {n.removeprefix("collapse/"): v for n, v in readings.items()}
+    if warning is not None:
+        row["alarm_message"] = str(warning)
     spectra = {
         name: found.reading.spectrum.tolist()
         for name, found in layers.items()
@@ -235,14 +246,34 @@ def write_row(
         collector.warn("table", f"{table.path} cannot be written: {error}")
 
 
-def report_alarm(
+@contextmanager
+def watched(
     alarm: CollapseAlarm | None, step: int, readings: dict[str, float], collector: LayerCollector
-) -> None:
-    """Hand readings to an alarm and warn of what it says.
+) -> Iterator[CollapseWarning | None]:
+    """Hand readings to an alarm; what it says is warned of, or raised, once they are recorded.
+
+    Adds `collapse/alarm` to the readings: 1 where the alarm was raised, else 0.
 
     Raises:
-        CollapseError: if the alarm was told to raise.
+        CollapseError: at the end of the context, if the alarm was told to raise.
     """
-    warning = alarm.update(step, readings) if alarm is not None else None
+    if alarm is None:
+        yield None
+        return
+    raised: CollapseError | None = None
+    try:
+        warning = alarm.update(step, readings)
+    except CollapseError as error:
+        raised, cause = error, error.__cause__
+        warning = cause if isinstance(cause, CollapseWarning) else None
+    readings["collapse/alarm"] = float(raised is not None or warning is not None)
+    yield warning
+    if raised is not None:
+        raise raised
     if warning is not None:
         collector.warn(f"alarm {warning.kind} {warning.layer} {step}", warning)
+
+
+def stops(alarm: CollapseAlarm | None) -> bool:
+    """Whether the alarm ends the training."""
+    return alarm is not None and alarm.stop_on_alarm

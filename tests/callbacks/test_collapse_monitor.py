@@ -422,3 +422,13 @@ def test_bad_arguments(tmp_path):
         fit(Siamese(), tmp_path, CollapseMonitor("backbon"))
     with pytest.raises(ValueError, match="at least one layer"):
         CollapseMonitor(())
+
+
+def test_an_alarm_that_stops_ends_the_fit(tmp_path):
+    module = Collapsed()
+    alarm = CollapseAlarm(stop_on_alarm=True)
+    with pytest.warns(UserWarning, match="dead has collapsed"):
+        trainer = fit(
+            module, tmp_path, CollapseMonitor(("dead",), lid_k=5, alarm=alarm), max_epochs=3
+        )
+    assert trainer.current_epoch < 3

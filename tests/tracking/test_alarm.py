@@ -18,25 +18,64 @@ def kinds(alarm, ranks):
 def test_healthy_runs_say_nothing():
     assert kinds(CollapseAlarm(), [20, 25, 30, 28, 31, 29, 27, 30]) == [None] * 8
     assert kinds(CollapseAlarm(), [40, 15, 18, 20, 25, 30]) == [None] * 6  # random weights first
-    assert kinds(CollapseAlarm(), [30, 30, 30, 10, 30, 30]) == [None] * 6  # one reading alone
+    assert kinds(CollapseAlarm(), [30, 30, 30, 5, 30, 30]) == [None] * 6  # one reading alone
 
 
-@pytest.mark.parametrize("rank", [1.0, 1.5, float("nan")])
+@pytest.mark.parametrize("rank", [1.0, 2.5, float("nan")])
 def test_complete_collapse_is_said_once_and_again_after_a_recovery(rank):
     alarm = CollapseAlarm()
     assert kinds(alarm, [30, rank, rank, 30, rank]) == [None, "collapse", None, None, "collapse"]
-    assert kinds(CollapseAlarm(), [1.51]) == [None]
+    assert kinds(CollapseAlarm(), [2.51]) == [None]
 
 
 def test_a_falling_rank():
-    alarm = CollapseAlarm(rank_fraction=0.5, warmup=3, smoothing=3, patience=2)
-    assert kinds(alarm, [30, 40, 40, 19, 19, 19]) == [None] * 4 + ["falling_rank", None]
-    warning = CollapseAlarm(warmup=0, smoothing=1, patience=1)
-    assert warning.update(1, reading(40)) is None
-    found = warning.update(2, reading(19))
+    alarm = CollapseAlarm(rank_fraction=0.5, smoothing=3)
+    # Medians of three: 40 until the second 20, which is half of it.
+    assert kinds(alarm, [40, 40, 40, 20, 20, 20]) == [None] * 4 + ["falling_rank", None]
+    alarm = CollapseAlarm(smoothing=1)
+    assert alarm.update(1, reading(40)) is None
+    found = alarm.update(2, reading(10))
     assert (found.kind, found.layer, found.step) == ("falling_rank", "backbone", 2)
-    assert (found.value, found.threshold) == (19, 20)
-    assert "fell to 19.0, below 0.5 of 40.0" in str(found)
+    assert (found.value, found.threshold) == (0.25, 0.25)
+    assert "rank is 10.0, 25% of its highest" in str(found)
+    assert "weight decay" in str(found)
+
+
+def spread(uniformity, rank=30.0, layer="head"):
+    return reading(rank, layer) | {f"collapse/{layer}/uniformity": uniformity}
+
+
+def test_rows_that_point_in_one_direction():
+    assert CollapseAlarm().update(1, spread(-0.11)) is None
+    found = CollapseAlarm().update(1, spread(-0.1))
+    assert (found.kind, found.value, found.threshold) == ("collapse", -0.1, -0.1)
+    assert "one direction" in str(found)
+    assert "stop-gradient" in str(found)
+
+
+def test_a_spread_that_falls_faster_than_the_rank():
+    alarm = CollapseAlarm(smoothing=1, rank_fraction=0)
+    assert alarm.update(1, spread(-2.0)) is None
+    assert alarm.update(2, spread(-0.51)) is None
+    found = alarm.update(3, spread(-0.5))
+    assert (found.kind, found.value, found.threshold) == ("collapse", 0.25, 0.25)
+    # With half of the rank gone, the spread may be half of that.
+    halved = CollapseAlarm(smoothing=1, rank_fraction=0)
+    assert halved.update(1, spread(-2.0)) is None
+    assert halved.update(2, spread(-0.26, rank=15.0)) is None
+    assert CollapseAlarm(spread_fraction=0).update(1, spread(-2.0)) is None
+
+
+def test_layers_within_another_are_not_judged_by_their_rank():
+    alarm = CollapseAlarm()
+    assert alarm.update(1, reading(30) | reading(1.0, "backbone.conv1")) is None
+    assert alarm.update(2, reading(30) | reading(1.0, "backbone2")).layer == "backbone2"
+    assert CollapseAlarm().update(1, reading(1.0, "backbone.conv1")).layer == "backbone.conv1"
+
+
+def test_a_layer_of_few_dimensions_is_said_to_be_narrow():
+    values = reading(1.9, "head") | {"collapse/head/dimensions": 2.0}
+    assert "too narrow" in str(CollapseAlarm().update(1, values))
 
 
 def test_a_lost_layer():
@@ -73,7 +112,8 @@ def test_raise_on_alarm():
         ("dropped_fraction", -0.1),
         ("smoothing", 0),
         ("patience", 0),
-        ("warmup", -1),
+        ("least_spread", -0.1),
+        ("spread_fraction", 1.0),
     ],
 )
 def test_bad_arguments(name, value):

@@ -375,6 +375,27 @@ def test_the_alarm_is_asked():
             tracker.step()
 
 
+def test_the_alarm_is_recorded_and_may_stop(tmp_path):
+    model = Siamese()
+    nn.init.zeros_(model.backbone[6].weight)
+    alarm = CollapseAlarm(stop_on_alarm=True)
+    settings = {"every_n_steps": 1, "lid_k": 4, "dirpath": tmp_path}
+    with CollapseTracker(model, alarm=alarm, **settings) as tracker:
+        assert not tracker.should_stop
+        model(batch(0))
+        with pytest.warns(UserWarning, match="has collapsed"):
+            readings = tracker.step()
+        assert tracker.should_stop
+        assert readings["collapse/alarm"] == 1.0
+        nn.init.orthogonal_(model.backbone[6].weight)
+        model(batch(1))
+        assert tracker.step()["collapse/alarm"] == 0.0
+    with (tmp_path / "collapse.csv").open(newline="") as file:
+        first, second = csv.DictReader(file)
+    assert "backbone has collapsed" in first["alarm_message"]
+    assert (first["alarm"], second["alarm"], second["alarm_message"]) == ("1.0", "0.0", "")
+
+
 def test_bad_arguments():
     model = Siamese()
     for name in ("every_n_steps", "window", "max_rows"):

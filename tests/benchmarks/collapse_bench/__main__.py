@@ -4,6 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from tests.benchmarks.collapse_bench.alarms import score_alarm
+from tests.benchmarks.collapse_bench.outcomes import outcomes, read_runs
 from tests.benchmarks.collapse_bench.pool import run_all
 
 _BENCH = "tests.benchmarks.collapse_bench"
@@ -19,12 +21,35 @@ def main() -> None:
     run.add_argument("--workers", type=int, default=1, help="processes, of one thread each")
     run.add_argument("--part", choices=("development", "unseen"))
     run.add_argument("--only", default="", help="runs whose name holds this text")
+    evaluate = verbs.add_parser("evaluate", help="what became of the runs, and the alarm on them")
+    evaluate.add_argument("--output", type=Path, required=True, help="folder of the bench")
+    evaluate.add_argument("--part", choices=("development", "unseen"), default="development")
     given = parser.parse_args()
     try:
+        if given.verb == "evaluate":
+            _evaluate(given.output, given.part)
+            return
         run_all(given.output, given.cifar10, given.workers, given.part, given.only)
     except (ValueError, OSError) as error:
         print(f"bench: error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def _evaluate(output: Path, part: str) -> None:
+    records = read_runs(output, part)
+    found = outcomes(records)
+    for record in records:
+        outcome = found[record["name"]]
+        print(
+            f"{record['name']:52} {record['cause'] or 'healthy':14} {outcome.label:10} "
+            f"rank {outcome.rank:.2f} embedding {outcome.embedding:.2f} "
+            f"spread {outcome.spread:.2f} linear {100 * outcome.linear:+.1f} "
+            f"kNN {100 * outcome.knn:+.1f}"
+        )
+    score = score_alarm(records, found)
+    print(f"alarm: {score}")
+    print(f"missed: {', '.join(score.missed) or 'none'}")
+    print(f"false: {', '.join(score.false) or 'none'}")
 
 
 if __name__ == "__main__":
