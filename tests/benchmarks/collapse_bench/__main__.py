@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from tests.benchmarks.collapse_bench.alarms import score_alarm
+from tests.benchmarks.collapse_bench.correlations import correlations
 from tests.benchmarks.collapse_bench.outcomes import outcomes, read_runs
 from tests.benchmarks.collapse_bench.pool import run_all
 
@@ -23,7 +24,7 @@ def main() -> None:
     run.add_argument("--only", default="", help="runs whose name holds this text")
     evaluate = verbs.add_parser("evaluate", help="what became of the runs, and the alarm on them")
     evaluate.add_argument("--output", type=Path, required=True, help="folder of the bench")
-    evaluate.add_argument("--part", choices=("development", "unseen"), default="development")
+    evaluate.add_argument("--part", choices=("development", "unseen"))
     given = parser.parse_args()
     try:
         if given.verb == "evaluate":
@@ -35,7 +36,7 @@ def main() -> None:
         sys.exit(2)
 
 
-def _evaluate(output: Path, part: str) -> None:
+def _evaluate(output: Path, part: str | None) -> None:
     records = read_runs(output, part)
     found = outcomes(records)
     for record in records:
@@ -50,6 +51,10 @@ def _evaluate(output: Path, part: str) -> None:
     print(f"alarm: {score}")
     print(f"missed: {', '.join(score.missed) or 'none'}")
     print(f"false: {', '.join(score.false) or 'none'}")
+    for name, by_measure in correlations(records).items():
+        print(f"Spearman correlation with linear accuracy {name}: mean [95 %], groups")
+        for measure, (mean, low, high, count) in by_measure.items():
+            print(f"  {measure:22} {mean:+.2f} [{low:+.2f}, {high:+.2f}] {count:.0f}")
 
 
 if __name__ == "__main__":
