@@ -169,6 +169,11 @@ def _fit(cli: _PretrainCLI, folder: Path) -> None:
         trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint)
     except MisconfigurationException as error:
         raise ValueError(f"trainer: {error}") from error
+    except SystemExit:
+        # Lightning exits with status 1 when a training is interrupted.
+        if trainer.interrupted:
+            raise KeyboardInterrupt from None
+        raise
 
 
 def _checkpoint(cli: _PretrainCLI, folder: Path) -> str | None:
