@@ -1,11 +1,13 @@
 """Orthogonality regularization with no change to the user's module."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import nn
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from lightly_collapse.callbacks._base import Callback
@@ -32,7 +34,9 @@ class OrthogonalityCallback(Callback):
 
     Args:
         kind: `so`, `dso`, `mc`, `srip` or `conv`; see `OrthogonalityRegularizer`.
-        weight: gamma.
+        weight: gamma; `auto` for a strength that needs no sweep: no gradient is added, but after
+            every step of the optimizer the weights move a part of a Newton-Schulz step towards
+            orthonormal filters, as `OrthogonalityRegularizer.attach` has it; nothing is logged.
         target: dotted name of the module to regularize in the LightningModule; the whole of it for
             the empty name.
         include: regular expressions; only parameters in whose name, within the target, one of them
@@ -58,7 +62,7 @@ class OrthogonalityCallback(Callback):
     def __init__(
         self,
         kind: PenaltyKind = "so",
-        weight: float = 1e-6,
+        weight: float | Literal["auto"] = 1e-6,
         target: str = "backbone",
         include: str | Sequence[str] | None = None,
         exclude: str | Sequence[str] | None = None,
@@ -77,6 +81,7 @@ class OrthogonalityCallback(Callback):
         self.log = log
         self.regularizer: OrthogonalityRegularizer | None = None
         self._module: nn.Module | None = None
+        self._handles: dict[int, RemovableHandle] = {}
         self._key = ""
 
     @override
@@ -123,9 +128,13 @@ class OrthogonalityCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         """Add the gradient of the optimizer's parameters."""
-        weight = self.weight * self.factor(trainer.current_epoch)
+        factor = self.factor(trainer.current_epoch)
         if self.regularizer is None:
             self.regularizer = self._make()
+        if isinstance(self.weight, str):
+            self._follow(optimizer, factor)
+            return
+        weight = self.weight * factor
         if self.regularizer is None or weight == 0:
             return
         self.regularizer.weight = weight
@@ -138,6 +147,31 @@ class OrthogonalityCallback(Callback):
         )
         if self.log and penalty is not None:
             pl_module.log(self._key, penalty)
+
+    def _follow(self, optimizer: Optimizer, factor: float) -> None:
+        """Move the weights after this step of the optimizer."""
+        if self.regularizer is None:
+            return
+        self.regularizer.factor = factor
+        if id(optimizer) not in self._handles:
+            self._handles[id(optimizer)] = self.regularizer.attach(optimizer)
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave the optimizers alone."""
+        self._detach()
+
+    @override
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Leave the optimizers alone."""
+        self._detach()
+
+    def _detach(self) -> None:
+        for handle in self._handles.values():
+            handle.remove()
+        self._handles.clear()
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

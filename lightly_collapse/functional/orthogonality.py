@@ -137,6 +137,23 @@ def orthogonality_penalty(
         return _ClosedForm.apply(matrix, kind)
 
 
+def towards_orthonormal(w: Tensor) -> Tensor:
+    """(G - I) W, the direction in which `so` rises: its gradient over 4.
+
+    Args:
+        w: (..., filters, fan_in), float32 or float64; G is the Gram matrix of the smaller side.
+
+    Returns:
+        The same shape; zero where the filters are orthonormal.
+
+    Examples:
+        >>> towards_orthonormal(2 * torch.eye(2))
+        tensor([[6., 0.],
+                [0., 6.]])
+    """
+    return _so_gradient(w, _so_residual(w), w.new_tensor(0.25))
+
+
 def tracked_spectral_penalties(
     matrices: list[Tensor], bases: list[Tensor]
 ) -> tuple[list[Tensor], list[Tensor]]:
@@ -226,10 +243,16 @@ class _ClosedForm(torch.autograd.Function):
         return gradient(w, state, grad, *ctx.settings), None, *(None for _ in ctx.settings)
 
 
-def _so(w: Tensor) -> tuple[Tensor, Tensor]:
+def _so_residual(w: Tensor) -> Tensor:
+    """G - I."""
     rows = w.mT if w.shape[-2] <= w.shape[-1] else w
     g = gram(rows.detach()) if w.ndim == 2 and not torch.is_grad_enabled() else rows.mT @ rows
     g.diagonal(dim1=-2, dim2=-1).sub_(1)
+    return g
+
+
+def _so(w: Tensor) -> tuple[Tensor, Tensor]:
+    g = _so_residual(w)
     return torch.dot(g.flatten(), g.flatten()), g
 
 

@@ -1,10 +1,13 @@
 """Orthogonality regularization of the weights of an encoder."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from lightly_collapse._checks import as_float
@@ -13,10 +16,14 @@ from lightly_collapse.functional.orthogonality import (
     PenaltyKind,
     check_kind,
     orthogonality_penalty,
+    towards_orthonormal,
     tracked_spectral_penalties,
     weight_matrix,
 )
 from lightly_collapse.functional.spectral_norm import initial_basis
+
+DECOUPLED_RATE = 0.1
+"""Part of a Newton-Schulz step that follows a step of the optimizer with `weight="auto"`."""
 
 
 class OrthogonalityRegularizer(nn.Module):
@@ -42,7 +49,9 @@ class OrthogonalityRegularizer(nn.Module):
             see `lightly_collapse.functional.orthogonality_penalty`.
         weight: gamma; reasonable starting points are 1e-7 to 1e-5 for `so`, 1e-5 to 1e-3 for
             `srip`. The attribute may be set at any time, by
-            `lightly_collapse.callbacks.RegularizerSchedule` for example.
+            `lightly_collapse.callbacks.RegularizerSchedule` for example. `auto` needs no sweep: it
+            adds nothing to the loss, but moves the weights a tenth of a Newton-Schulz step after
+            every step of the optimizer that `attach` is given. For `so` alone.
         include: regular expressions; only parameters in whose name one of them is found (as
             `layer4.0.conv1.weight`, by `re.search`) are regularized.
         exclude: regular expressions; parameters in whose name one of them is found are left out.
@@ -71,17 +80,21 @@ class OrthogonalityRegularizer(nn.Module):
         self,
         module: nn.Module,
         kind: PenaltyKind = "so",
-        weight: float = 1e-6,
+        weight: float | Literal["auto"] = 1e-6,
         include: str | Sequence[str] | None = None,
         exclude: str | Sequence[str] | None = None,
         split_qkv: bool = False,
     ) -> None:
         super().__init__()
         check_kind(kind)
-        if not 0 <= weight < float("inf"):
-            raise ValueError(f"weight must be finite and not negative, got {weight}")
+        if weight == "auto":
+            if kind != "so":
+                raise ValueError(f"weight auto is for the kind so alone, got {kind}")
+        elif isinstance(weight, str) or not 0 <= weight < float("inf"):
+            raise ValueError(f"weight must be finite and not negative, or auto, got {weight!r}")
         self.kind = kind
         self.weight = weight
+        self.factor = 1.0
         found = _select(find_weights(module), include, exclude)
         if not any(w.is_trainable for w in found):
             raise ValueError(
@@ -105,10 +118,17 @@ class OrthogonalityRegularizer(nn.Module):
             A scalar, float32 or the weights' float64, with a gradient.
 
         Raises:
-            ValueError: if every weight has been frozen since, or one is sharded and there is no
-                process group to gather it from.
+            ValueError: if every weight has been frozen since, one is sharded and there is no
+                process group to gather it from, or the weight is `auto`.
         """
-        return self.weight * self._total([p for _, p in self._penalties(self._weights)])
+        return self._number() * self._total([p for _, p in self._penalties(self._weights)])
+
+    def _number(self) -> float:
+        if isinstance(self.weight, str):
+            raise ValueError(
+                "weight auto is no part of the loss: attach() the regularizer to the optimizer"
+            )
+        return self.weight
 
     def accumulate_gradient(
         self, parameters: Iterable[Tensor] | None = None, scale: float = 1.0
@@ -159,7 +179,7 @@ class OrthogonalityRegularizer(nn.Module):
             penalties = self._penalties(weights)
         # Layer by layer, so that one gradient at a time is in memory.
         for w, penalty in penalties:
-            grads = torch.autograd.grad(penalty * (self.weight * scale), receivers[w])
+            grads = torch.autograd.grad(penalty * (self._number() * scale), receivers[w])
             for p, grad in zip(receivers[w], grads, strict=True):
                 p.grad = grad if p.grad is None else p.grad.add_(grad)
         return self._total([penalty.detach() for _, penalty in penalties])
@@ -182,20 +202,99 @@ class OrthogonalityRegularizer(nn.Module):
             0.0
         """
         for w in self._weights:
-            if any(p is not getattr(w.layer, w.attribute) for p in w.parameters):
-                raise ValueError(
-                    f"module must hold its weights themselves to be initialised, but {w.name} is "
-                    "computed by a hook or a parametrization; exclude it"
-                )
             # A view of the parameter, so that writing to it writes to the layer.
-            weight = w.tensor()
-            matrix = weight_matrix(weight, w.groups, w.transposed)
+            weight, matrix = self._own(w)
             filters = matrix if matrix.ndim == 3 else matrix[None]
             drawn = torch.stack([nn.init.orthogonal_(torch.empty_like(f)) for f in filters])
-            if w.transposed:
-                shape = (w.groups, weight.shape[1], -1, *weight.shape[2:])
-                drawn = drawn.reshape(shape).transpose(1, 2)
-            weight.copy_(drawn.reshape(weight.shape))
+            weight.copy_(_as_weight(drawn, weight, w))
+
+    @torch.no_grad()
+    def decoupled_step(self, rate: float | Callable[[Tensor], float] = DECOUPLED_RATE) -> None:
+        """Move every regularized weight a part of a Newton-Schulz step towards orthonormal filters.
+
+        W <- W - rate / 2 (G - I) W, with (G - I) W the gradient of `so` over 4; a rate of 1 is the
+        whole step W <- (3 I - G) W / 2, which converges to the nearest orthonormal filters. No
+        weight moves by more than its own norm, far from them.
+
+        Args:
+            rate: of all weights, or from a parameter to its rate.
+
+        Raises:
+            ValueError: if a weight is computed from others by a hook or a parametrization, or is
+                sharded.
+
+        Source: Bjoerck and Bowie, SIAM J. Numerical Analysis 8, 1971 (the iteration); Loshchilov
+        and Hutter, ICLR 2019, arXiv 1711.05101 (decoupling from the gradient).
+
+        Examples:
+            >>> layer = nn.Linear(4, 4, bias=False)
+            >>> regularizer = OrthogonalityRegularizer(layer, weight="auto")
+            >>> for _ in range(50):
+            ...     regularizer.decoupled_step(rate=1.0)
+            >>> regularizer.residuals()["weight"] < 1e-6
+            True
+        """
+        for w in self._weights:
+            if not w.is_trainable:
+                continue
+            weight, matrix = self._own(w)
+            share = rate(w.parameters[0]) if callable(rate) else rate
+            if share == 0:
+                continue
+            with torch.autocast(weight.device.type, enabled=False):
+                filters = as_float(matrix if matrix.ndim == 3 else matrix[None])
+                moved = 0.5 * share * towards_orthonormal(filters)
+                norms = (x.flatten(1).norm(dim=1)[:, None, None] for x in (moved, filters))
+                step, own = norms
+                moved = moved / (step / own.clamp(min=torch.finfo(own.dtype).tiny)).clamp(min=1)
+            weight.sub_(_as_weight(moved, weight, w).to(weight.dtype))
+
+    def attach(self, optimizer: Optimizer) -> RemovableHandle:
+        """Let `decoupled_step` follow every step of an optimizer, for its parameters.
+
+        The rate is `DECOUPLED_RATE` times the learning rate as a share of its peak, which is read
+        off the optimizer's groups (`max_lr`, or `initial_lr`, as PyTorch's schedulers write them);
+        without either the whole rate is taken. There is no state: a resumed training goes on alike.
+        A step that a gradient scaler skips is not followed.
+
+        Args:
+            optimizer: any of PyTorch's form.
+
+        Returns:
+            A handle; its `remove()` ends it.
+
+        Examples:
+            >>> layer = nn.Linear(8, 4)
+            >>> optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+            >>> handle = OrthogonalityRegularizer(layer, weight="auto").attach(optimizer)
+            >>> layer(torch.rand(2, 8)).sum().backward()
+            >>> optimizer.step()
+        """
+
+        def follow(optimizer: Optimizer, *_: Any) -> None:
+            shares = {}
+            for group in optimizer.param_groups:
+                peak = group.get("max_lr", group.get("initial_lr"))
+                share = 1.0 if not peak else min(float(group["lr"]) / float(peak), 1.0)
+                shares |= {id(p): share for p in group["params"]}
+            self.decoupled_step(lambda p: DECOUPLED_RATE * self.factor * shares.get(id(p), 0.0))
+
+        return optimizer.register_step_post_hook(follow)
+
+    def _own(self, w: LayerWeight) -> tuple[Tensor, Tensor]:
+        """The weight that a layer holds itself, and as a matrix.
+
+        Raises:
+            ValueError: if it is computed, or sharded.
+        """
+        parameter = getattr(w.layer, w.attribute)
+        if any(p is not parameter for p in w.parameters) or hasattr(parameter, "full_tensor"):
+            raise ValueError(
+                f"module must hold its weights themselves to have them set, but {w.name} is "
+                "computed by a hook or a parametrization, or sharded; exclude it"
+            )
+        weight = w.tensor()
+        return weight, weight_matrix(weight, w.groups, w.transposed)
 
     @torch.no_grad()
     def residuals(self) -> dict[str, float]:
@@ -246,6 +345,14 @@ class OrthogonalityRegularizer(nn.Module):
         for name, basis in zip(names, bases, strict=True):
             setattr(self, name, basis)
         return penalties
+
+
+def _as_weight(matrices: Tensor, weight: Tensor, w: LayerWeight) -> Tensor:
+    """(groups, filters, fan-in) matrices in the shape of the weight they came from."""
+    if w.transposed:
+        shape = (w.groups, weight.shape[1], -1, *weight.shape[2:])
+        matrices = matrices.reshape(shape).transpose(1, 2)
+    return matrices.reshape(weight.shape)
 
 
 def _select(

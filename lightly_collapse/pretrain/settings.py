@@ -27,7 +27,7 @@ class Orthogonality:
     Attributes:
         kind: `so`, `dso`, `mc`, `srip` or `conv`, or a control: `norms` or `shape`; see
             `lightly_collapse.functional.orthogonality_penalty`.
-        weight: gamma.
+        weight: gamma; `auto` for a strength that needs no sweep, of the kind `so`.
         include: regular expressions of parameter names; None for every weight.
         exclude: regular expressions of parameter names to leave out.
         split_qkv: treat a fused query, key and value projection as three weights.
@@ -35,7 +35,7 @@ class Orthogonality:
     """
 
     kind: PenaltyKind = "so"
-    weight: float = 1e-6
+    weight: float | Literal["auto"] = 1e-6
     include: list[str] | None = None
     exclude: list[str] | None = None
     split_qkv: bool = False

@@ -47,7 +47,11 @@ def fit(folder: Path, processes: int) -> tuple[Plain, list[dict[str, str]]]:
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[OrthogonalityCallback("srip", 0.05), CollapseMonitor(lid_k=5)],
+        callbacks=[
+            OrthogonalityCallback("srip", 0.05),
+            OrthogonalityCallback(weight="auto"),
+            CollapseMonitor(lid_k=5),
+        ],
     )
     trainer.fit(model)
     with (folder / "collapse.csv").open(newline="") as file:

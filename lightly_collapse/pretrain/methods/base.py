@@ -180,7 +180,7 @@ class Method(LightningModule):
     def _regularized(self, step: Step) -> Tensor:
         loss = step.loss
         self._expect_finite("the loss is {}", loss)
-        if self.orthogonality is not None:
+        if self.orthogonality is not None and not isinstance(self.orthogonality.weight, str):
             penalty = self.orthogonality()
             self.log("orthogonality", penalty)
             loss = loss + penalty
@@ -280,6 +280,8 @@ class Method(LightningModule):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         batch = data.batch_size * trainer.world_size * trainer.accumulate_grad_batches
         optimizer = self.optimizer.build(self.trainable_modules(), self.probe, batch)
+        if self.orthogonality is not None and isinstance(self.orthogonality.weight, str):
+            self.orthogonality.attach(optimizer)
         # Not Lightly's CosineWarmupScheduler: that one restores its length from a checkpoint, and a
         # run resumed with more epochs would train them with the learning rate of the end.
         scheduler = torch.optim.lr_scheduler.LambdaLR(
