@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightly_collapse._layers import LayerWeight, find_weights
-from lightly_collapse.functional.orthogonality import weight_matrix
+from lightly_collapse.functional.orthogonality import towards_orthonormal, weight_matrix
 from lightly_collapse.loss import LDRegularizer, OrthogonalityRegularizer
 
 _SMOOTHING = 0.9
@@ -60,15 +60,6 @@ class Fixed(Strength):
 
 def _matrix(w: LayerWeight) -> Tensor:
     return weight_matrix(w.tensor(), w.groups, w.transposed)
-
-
-def towards_orthonormal(matrix: Tensor, target: Tensor | float = 1.0) -> Tensor:
-    """(G / target - I) W: a quarter of SO's gradient at a target of 1."""
-    rows = matrix if matrix.shape[-2] <= matrix.shape[-1] else matrix.mT
-    residual = rows @ rows.mT / target
-    residual.diagonal(dim1=-2, dim2=-1).sub_(1)
-    moved = residual @ rows
-    return moved if matrix.shape[-2] <= matrix.shape[-1] else moved.mT
 
 
 class _ByLayer(Strength):
@@ -139,10 +130,10 @@ class Decoupled(_ByLayer):
 
     def _move(self, w: LayerWeight, rate: Tensor | float) -> None:
         matrix = _matrix(w)
-        target: Tensor | float = 1.0
+        scale: Tensor | float = 1.0
         if self.keep_scale:
-            target = matrix.square().sum() / min(matrix.shape[-2:])
-        moved = towards_orthonormal(matrix, target)
+            scale = (matrix.square().sum() / min(matrix.shape[-2:])).sqrt()
+        moved = scale * towards_orthonormal(matrix / scale)
         # At most the whole of the weight, where the largest singular value is far above 1.
         length = (0.5 * rate * moved.norm() / matrix.norm().clamp(min=1e-12)).clamp(min=1)
         w.parameters[0].sub_((0.5 * rate * moved / length).reshape(w.parameters[0].shape))
