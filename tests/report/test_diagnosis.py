@@ -147,8 +147,8 @@ class TestCauses:
     def test_a_missing_projector_is_named(self):
         model = encoder()
         with torch.no_grad():
-            model[3].weight[8:] = 0.0
-            model[3].bias[8:] = 0.0
+            model[3].weight[4:] = 0.0
+            model[3].bias[4:] = 0.0
         found = diagnosed(model[:4], untrained=encoder()[:4], head=nn.Identity(), training=TRAINING)
         assert found.verdict.state == "dimensional"
         assert (found.cause.name, found.cause.detail) == ("projector", "missing")
@@ -156,8 +156,8 @@ class TestCauses:
     def test_a_low_rank_projector(self):
         model = encoder()[:4]
         with torch.no_grad():
-            model[3].weight[8:] = 0.0
-            model[3].bias[8:] = 0.0
+            model[3].weight[4:] = 0.0
+            model[3].bias[4:] = 0.0
         found = diagnosed(model, untrained=encoder()[:4], head=nn.Linear(16, 1))
         assert (found.cause.name, found.cause.detail) == ("projector", "low rank")
 

@@ -13,9 +13,9 @@ COMPLETE_RANK = 2.0
 """Effective rank at and below which an output is a point or a line."""
 COMPLETE_VARIATION = 0.05
 """Share of an untrained network's variation below which an output is constant."""
-COLLAPSED_SHARE = 0.2
+COLLAPSED_SHARE = 0.6
 """Share of collapsed dimensions from which a representation counts as collapsed."""
-RANK_SHARE = 0.5
+RANK_SHARE = 0.34
 """Share of an untrained network's effective rank below which a representation has lost rank."""
 ROWS_A_DIMENSION = 2
 """Rows that a statement on dimensions needs at least, for each of them."""
