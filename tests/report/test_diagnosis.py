@@ -91,8 +91,11 @@ class TestStates:
         assert found.place.layer == "3"
         assert found.place.kind == "weight"
         assert "weights" in {cause.name for cause in found.causes if cause.found}
-        interval = found.evidence.report.output.intervals["effective_rank"]
-        assert interval[0] <= found.evidence.report.output.scalars["effective_rank"] <= interval[1]
+        low, high = found.evidence.report.output.intervals["effective_rank"]
+        # About the value without the bias of few rows, hence not quite about the value itself.
+        assert low < high
+        rank = found.evidence.report.output.scalars["effective_rank"]
+        assert (low + high) / 2 == pytest.approx(rank, rel=0.05)
 
     def test_too_few_images_to_tell(self):
         model = encoder()[:4]
