@@ -228,7 +228,7 @@ def _parse(words: Sequence[str]) -> dict[str, Any]:
     return vars(given)
 
 
-def _parsers(words: Sequence[str]) -> tuple[_Parser, dict[str, argparse.ArgumentParser]]:
+def _parsers(words: Sequence[str]) -> tuple[_Parser, dict[str, _Parser]]:
     """The parser, and those of the verbs by name."""
     parser = _Parser(
         prog="lightly-collapse",

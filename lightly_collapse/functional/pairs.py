@@ -49,7 +49,7 @@ def cka(x: Tensor, y: Tensor, debiased: bool = True) -> Tensor:
         norms = squared_norms(z, x.shape[1])
         n, traces, squares = x.shape[0], norms.sum(dim=1), norms @ norms.T
         if n < z.shape[1]:  # the Gram matrices of the rows are smaller than those of the columns
-            grams = [part @ part.T for part in z.split([x.shape[1], y.shape[1]], dim=1)]
+            grams = [part @ part.T for part in torch.split(z, [x.shape[1], y.shape[1]], dim=1)]
             products = torch.stack([(a * b).sum() for a in grams for b in grams]).view(2, 2)
         else:
             products = block_norms(z.T @ z, x.shape[1])
@@ -58,7 +58,7 @@ def cka(x: Tensor, y: Tensor, debiased: bool = True) -> Tensor:
 
 def squared_norms(z: Tensor, width: int) -> Tensor:
     """(2, n) squared lengths of the first `width` columns of every row and of the others."""
-    parts = z.split([width, z.shape[1] - width], dim=1)
+    parts = torch.split(z, [width, z.shape[1] - width], dim=1)
     return torch.stack([part.square().sum(dim=1) for part in parts])
 
 
@@ -66,7 +66,7 @@ def block_norms(scatter: Tensor, width: int) -> Tensor:
     """(2, 2) squared Frobenius norms of the blocks of a matrix, the first of `width` columns."""
     cuts = [width, scatter.shape[1] - width]
     return torch.stack(
-        [b.square().sum() for a in scatter.split(cuts) for b in a.split(cuts, dim=1)]
+        [b.square().sum() for a in torch.split(scatter, cuts) for b in torch.split(a, cuts, dim=1)]
     ).view(2, 2)
 
 
@@ -161,7 +161,7 @@ def _imbalance(x: Tensor, y: Tensor, k: int) -> Tensor:
     own = torch.arange(n, device=x.device)
     _, near = nearest_neighbors(x, x, k, exclude=own)
     total = x.new_zeros(())
-    for rows in own.split(max(1, _CHUNK_ENTRIES // n)):
+    for rows in torch.split(own, max(1, _CHUNK_ENTRIES // n)):
         every = torch.cdist(y[rows], y, compute_mode="donot_use_mm_for_euclid_dist")
         every.scatter_(1, rows[:, None], torch.inf)
         ordered = every.sort(dim=1).values

@@ -272,7 +272,7 @@ class OrthogonalityRegularizer(nn.Module):
         """
 
         def follow(optimizer: Optimizer, *_: Any) -> None:
-            shares = {}
+            shares: dict[int, float] = {}
             for group in optimizer.param_groups:
                 peak = group.get("max_lr", group.get("initial_lr"))
                 share = 1.0 if not peak else min(float(group["lr"]) / float(peak), 1.0)

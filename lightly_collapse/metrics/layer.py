@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
+from torchmetrics import Metric, MetricCollection
 
 from lightly_collapse import functional
 from lightly_collapse.functional.intrinsic_dimension import DEFAULT_LID_K
@@ -71,7 +71,7 @@ class LayerMetrics:
         self._lid_k = lid_k
         self._collapse = collapse_metrics(rtol=rtol, spectrum=True, nan_strategy="drop")
         sample: dict[str, Any] = {"size": lid_size, "seed": seed, "nan_strategy": "drop"}
-        metrics: dict[str, Metric] = {
+        metrics: dict[str, Metric | MetricCollection] = {
             "lid": LocalIntrinsicDimension(k=lid_k, reduction="none", **sample),
             "two_nn": TwoNN(**sample),
             "uniformity": Uniformity(**sample),

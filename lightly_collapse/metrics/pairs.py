@@ -57,7 +57,7 @@ class CKA(ScatterMetric):
         self._add("squares", torch.zeros(2, 2, dtype=torch.float64))
 
     @override
-    def update(self, x: Tensor, y: Tensor) -> None:
+    def update(self, x: Tensor, y: Tensor) -> None:  # type: ignore[override]
         """Take in a batch.
 
         Args:

@@ -146,6 +146,7 @@ class EmbeddingSketch:
             if len(part):
                 sketch.to(rows.device).update(part)
 
+    @override
     def __getstate__(self) -> dict[str, Any]:
         self._take_in_waiting()
         return self.__dict__

@@ -121,7 +121,7 @@ def diagnose_command(
     choices = _Choices(data, transform, arch, prefix, image_size, limit, seed, find_device(device))
     with warnings.catch_warnings(), quiet():
         warnings.simplefilter("ignore")  # Lightning's, of trainers that train nothing
-        diagnosis = _Patient(files, choices).diagnose(images)
+        diagnosis = _DiagnosedRun(files, choices).diagnose(images)
         if trial and diagnosis.remedies:
             assert files.config is not None
             trials = run_trials(files.config, files.checkpoint, diagnosis.remedies, trial, seed)
@@ -169,10 +169,10 @@ def diagnose_run(run: str | os.PathLike[str], images: int = 256, seed: int = 0) 
     choices = _Choices(None, None, None, None, None, 1, seed, torch.device("cpu"))
     with warnings.catch_warnings(), quiet():
         warnings.simplefilter("ignore")
-        return _Patient(files, choices).diagnose(images)
+        return _DiagnosedRun(files, choices).diagnose(images)
 
 
-class _Patient:
+class _DiagnosedRun:
     """A checkpoint with all that is known of it: model, images, views."""
 
     def __init__(self, files: RunFiles, choices: _Choices) -> None:
@@ -203,12 +203,12 @@ class _Patient:
                     "The checkpoint has no projector; what the loss acts on is not measured."
                 )
             module = data_module(self.data_settings)
-            how: Preparation | None = Preparation(
+            how = Preparation(
                 getattr(module, "image_size", 32), module.normalization, "as in the run"
             )
         else:
             loaded = load_model(arch, files.checkpoint, prefix=prefix)
-            self.model, self.notes, how = loaded.model.eval(), [*loaded.notes], None
+            self.model, self.notes = loaded.model.eval(), [*loaded.notes]
             self.untrained = untrained_copy(self.model)
             how = published_preparation(loaded, small=self.data == "digits")
         self.how = how if image_size is None else replace(how, image_size=image_size)

@@ -122,7 +122,7 @@ def _as_they_are(
 
     def epoch(_: int) -> Iterable[tuple[Tensor, Tensor]]:
         order = torch.randperm(len(labels), generator=generator)
-        for rows in order.split(how.batch_size):
+        for rows in torch.split(order, how.batch_size):
             yield features[rows], labels[rows]
 
     return epoch

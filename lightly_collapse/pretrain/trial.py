@@ -56,7 +56,7 @@ def run_trials(
     Raises:
         ValueError: if the configuration or the checkpoint is at fault.
     """
-    changes = [(AS_IT_IS, {})]
+    changes: list[tuple[str, dict[str, Any]]] = [(AS_IT_IS, {})]
     changes += [(r.text, dict(r.settings)) for r in remedies if r.settings]
     return [
         _trial(text, merge(dict(config), change), checkpoint, steps, seed)

@@ -142,7 +142,7 @@ def unreliable(
     if rows < _FEWEST_ROWS:
         every = (*_LOGARITHMIC, *_PLAIN, *_COUNTS)
         return dict.fromkeys(every, f"there are fewer than {_FEWEST_ROWS} rows")
-    found = {}
+    found: dict[str, str] = {}
     if rows < _ROWS_A_DIMENSION * d:
         few = f"there are fewer than {_ROWS_A_DIMENSION} rows a dimension"
         found |= dict.fromkeys(

@@ -80,8 +80,10 @@ def evidence_of(path: Path) -> Evidence:
     views = record["views"]
     if views is not None:
         left_out = {name: Agreement(**a) for name, a in views["left_out"].items()}
-        kinds = ("pixels", "untrained", "trained")
-        views = ViewsEvidence(*(Agreement(**views[kind]) for kind in kinds), left_out)
+        pixels, untrained, trained = (
+            Agreement(**views[kind]) for kind in ("pixels", "untrained", "trained")
+        )
+        views = ViewsEvidence(pixels, untrained, trained, left_out)
     training = {**record["training"], "disabled": tuple(record["training"]["disabled"])}
     return Evidence(
         **{

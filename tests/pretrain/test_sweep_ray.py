@@ -8,6 +8,8 @@ import pytest
 import yaml
 
 from lightly_collapse.pretrain import sweep as module
+from lightly_collapse.pretrain.command import pretrain
+from lightly_collapse.pretrain.configs import merge
 from lightly_collapse.pretrain.sweep import read_sweep, sweep
 
 ray = pytest.importorskip("ray", reason="Ray is not installed")
@@ -88,7 +90,7 @@ def test_a_killed_cell_is_resumed(cluster, tmp_path, monkeypatch):
         if not mark.exists():
             mark.touch()
             one = {**settings, "trainer": {**settings.get("trainer", {}), "max_epochs": 1}}
-            module.pretrain(module.merge(module.merge(cell.config, one), {"output": str(folder)}))
+            pretrain(merge(merge(cell.config, one), {"output": str(folder)}))
             os.kill(os.getpid(), signal.SIGKILL)
         run(cell, folder, settings)
 

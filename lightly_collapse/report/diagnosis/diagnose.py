@@ -111,6 +111,6 @@ def views_of(dataset: Dataset, transform: Transform, n_images: int, seed: int) -
             return torch.cat(parts, dim=1)
 
         found = collect_views(dataset, transform, together, n_images=n_images, n_views=2, seed=seed)
-        return list(found.split(widths, dim=2))
+        return list(torch.split(found, widths, dim=2))
 
     return views

@@ -174,8 +174,10 @@ def _measured(
                 return
             channels = result.detach().movedim(1, 0).flatten(1).amax(dim=1)
             known = highest.get(key)
-            fits = known is not None and known.shape == channels.shape
-            highest[key] = torch.maximum(known, channels) if fits else channels
+            if known is None or known.shape != channels.shape:
+                highest[key] = channels
+            else:
+                highest[key] = torch.maximum(known, channels)
 
         return see
 

@@ -70,7 +70,7 @@ def embedding_picture(features: Tensor, labels: Tensor, size: int = 2000, seed: 
     """
     order = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed))[:size]
     positions, perplexity = tsne_positions(features[order], seed=seed)
-    classes = labels[order].unique().tolist()
+    classes = torch.unique(labels[order]).tolist()
     scale = mpl.colormaps["turbo"]
     with figure(6.4, 5.2) as (fig, axes):
         for number, label in enumerate(classes):
@@ -80,7 +80,7 @@ def embedding_picture(features: Tensor, labels: Tensor, size: int = 2000, seed: 
                 if len(classes) <= len(COLORS)
                 else scale(number / max(1, len(classes) - 1))
             )
-            axes.scatter(*own.T, s=6, color=color, label=str(label), linewidths=0)
+            axes.scatter(own[:, 0], own[:, 1], s=6, color=color, label=str(label), linewidths=0)
         axes.set_xticks([])
         axes.set_yticks([])
         axes.grid(visible=False)
