@@ -87,8 +87,10 @@ def atomic_write(
         os.replace(temporary, path)
     except BaseException as error:
         os.unlink(temporary)
-        # torch.save turns the OSError of a full disk into a RuntimeError.
+        # torch.save turns the OSError of a full disk, and an interrupt, into a RuntimeError.
         cause = error if isinstance(error, OSError) else error.__context__
+        if isinstance(error, RuntimeError) and isinstance(cause, KeyboardInterrupt):
+            raise cause from None
         if isinstance(error, (OSError, RuntimeError)) and isinstance(cause, OSError):
             if cause.errno is None:
                 raise cause from None

@@ -34,6 +34,23 @@ def test_failed_write_keeps_the_old_file_and_leaves_nothing_behind(tmp_path, mon
     assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
 
 
+def test_an_interrupt_of_torch_save_is_an_interrupt(tmp_path):
+    path = tmp_path / "last.ckpt"
+    atomic_write(path, b"old")
+
+    def interrupted(file):
+        try:
+            file.write(b"half")
+            raise KeyboardInterrupt
+        finally:
+            raise RuntimeError("unexpected pos")  # as torch.save's writer when it is closed
+
+    with pytest.raises(KeyboardInterrupt):
+        atomic_write(path, interrupted)
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
+
+
 def test_file_has_the_usual_permissions(tmp_path):
     atomic_write(tmp_path / "a", b"")
     (tmp_path / "b").touch()
