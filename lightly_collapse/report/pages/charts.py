@@ -204,11 +204,12 @@ def line_chart(
             zip(lines, colors or line_colors(len(lines)), strict=True)
         )
     ]
+    places: list[float | str] = [*x]
     rows: _Rows = [
         {"x": place if isinstance(place, str) else _short(cast(float, place))}
         | ({"at": slider.at[i]} if slider else {})
         | {s.key: _short(v) if _usable(v := lines[s.name][i], log) else None for s in series}
-        for i, place in enumerate(x)
+        for i, place in enumerate(places)
     ]
     bands = bands or {}
     for s in series:
