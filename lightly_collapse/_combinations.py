@@ -112,6 +112,16 @@ def check_compare(reports: Sequence[Any], **_: Any) -> None:
         raise ValueError(f"reports must be two or more to compare, got {len(reports)}")
 
 
+def check_select(reports: Sequence[Any], **_: Any) -> None:
+    """Of `select`.
+
+    Raises:
+        ValueError: if there are fewer than two reports.
+    """
+    if len(reports) < 2:
+        raise ValueError(f"reports must be two or more to choose from, got {len(reports)}")
+
+
 def check_predict(
     arch: str | None = None,
     checkpoint: str | os.PathLike[str] | None = None,

@@ -28,6 +28,7 @@ from lightly_collapse._combinations import (
     check_measure,
     check_predict,
     check_probe,
+    check_select,
     check_toy,
 )
 from lightly_collapse._names import check_choice, suggestion
@@ -119,6 +120,9 @@ VERBS = {
     ),
     "compare": Verb(
         "lightly_collapse.report.command", "compare_command", ["reports"], check=check_compare
+    ),
+    "select": Verb(
+        "lightly_collapse.report.select", "select_command", ["reports"], check=check_select
     ),
     "predict": Verb("lightly_collapse.report.predict", "predict", check=check_predict),
     "diagnose": Verb("lightly_collapse.pretrain.diagnose", "diagnose_command", ["run"]),

@@ -6,15 +6,19 @@ from lightly_collapse.report.diagnosis import Diagnosis, diagnose
 from lightly_collapse.report.embeddings import measure_embeddings
 from lightly_collapse.report.measure import measure
 from lightly_collapse.report.records import LayerRecord, WeightRecord
+from lightly_collapse.report.select import Candidate, Selection, select
 
 __all__ = [
+    "Candidate",
     "CollapseReport",
     "Comparison",
     "Diagnosis",
     "LayerRecord",
+    "Selection",
     "WeightRecord",
     "compare",
     "diagnose",
     "measure",
     "measure_embeddings",
+    "select",
 ]

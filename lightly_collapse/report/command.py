@@ -46,6 +46,7 @@ from lightly_collapse.report.compare import compare
 from lightly_collapse.report.feature_pass import EmptyDataError
 from lightly_collapse.report.measure import measure
 from lightly_collapse.report.pages.figures import to_png
+from lightly_collapse.report.records import OWN_IMAGES
 
 _BATCH_SIZE = 64
 
@@ -168,7 +169,7 @@ def measure_command(
             "model": loaded.arch,
             "checkpoint": str(checkpoint or "none"),
             **({"objective": loaded.pretrained.method} if loaded.pretrained else {}),
-            "data": data or "held-out images of the pretraining",
+            "data": data or OWN_IMAGES,
         }
         | ({} if reference is None else {"reference": str(reference)}),
         settings=report.settings

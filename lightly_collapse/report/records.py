@@ -15,6 +15,8 @@ from lightly_collapse.report.glossary import GLOSSARY
 
 _Path = str | os.PathLike[str]
 _FORMAT = "lightly-collapse report 1"
+OWN_IMAGES = "held-out images of the pretraining"
+"""What `source` names as data where no other was given."""
 
 
 @dataclass(frozen=True)
@@ -184,8 +186,10 @@ class ModelRecord:
         text = Path(path).read_bytes()
         try:
             record = json.loads(text)
-            if not isinstance(record, dict) or record.pop("format", None) != _FORMAT:
-                raise ValueError("its format is not that of a report")
+            found = record.pop("format", None) if isinstance(record, dict) else None
+            if found != _FORMAT:
+                what = f", it is {found[:60]!r}" if isinstance(found, str) else ""
+                raise ValueError(f"its format is not {_FORMAT!r}{what}")
             layers = [LayerRecord(**layer) for layer in record.pop("layers")]
             weights = [
                 WeightRecord(**{**weight, "shape": tuple(weight["shape"])})

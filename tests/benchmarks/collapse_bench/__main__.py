@@ -4,10 +4,12 @@ import argparse
 import sys
 from pathlib import Path
 
+from lightly_collapse.report.select import FITTED
 from tests.benchmarks.collapse_bench.alarms import score_alarm
 from tests.benchmarks.collapse_bench.correlations import correlations
 from tests.benchmarks.collapse_bench.outcomes import outcomes, read_runs
 from tests.benchmarks.collapse_bench.pool import run_all
+from tests.benchmarks.collapse_bench.selections import choices, fit, groups, left_out, lines
 
 _BENCH = "tests.benchmarks.collapse_bench"
 
@@ -25,8 +27,14 @@ def main() -> None:
     evaluate = verbs.add_parser("evaluate", help="what became of the runs, and the alarm on them")
     evaluate.add_argument("--output", type=Path, required=True, help="folder of the bench")
     evaluate.add_argument("--part", choices=("development", "unseen"))
+    chosen = verbs.add_parser("select", help="fit the rule of `select`, and how good it chooses")
+    chosen.add_argument("--output", type=Path, required=True, help="folder of the bench")
+    chosen.add_argument("--part", choices=("development", "unseen"), default="development")
     given = parser.parse_args()
     try:
+        if given.verb == "select":
+            _select(given.output, given.part)
+            return
         if given.verb == "evaluate":
             _evaluate(given.output, given.part)
             return
@@ -55,6 +63,20 @@ def _evaluate(output: Path, part: str | None) -> None:
         print(f"Spearman correlation with linear accuracy {name}: mean [95 %], groups")
         for measure, (mean, low, high, count) in by_measure.items():
             print(f"  {measure:22} {mean:+.2f} [{low:+.2f}, {high:+.2f}] {count:.0f}")
+
+
+def _select(output: Path, part: str) -> None:
+    found = groups(output, read_runs(output, part))
+    if part == "development":
+        weights = fit([group for kind in found.values() for group in kind])
+        print("fitted:", ", ".join(f"{name} {value:.2f}" for name, value in weights.items()))
+        by_method = left_out(found)
+        print("each method by weights fitted on the others:")
+    else:
+        by_method = {}
+        print("by the weights of the library:")
+    for line in lines(choices(found, lambda method: by_method.get(method, FITTED))):
+        print(line)
 
 
 if __name__ == "__main__":
