@@ -102,14 +102,16 @@ def check_probe(
             raise ValueError(f"{name} has an effect with {where} only, got {options[name]}")
 
 
-def check_compare(reports: Sequence[Any], **_: Any) -> None:
+def check_compare(reports: Sequence[Any], cka: bool = False, **_: Any) -> None:
     """Of `compare`.
 
     Raises:
-        ValueError: if there are fewer than two reports.
+        ValueError: if there are fewer than two reports, or not two for `cka`.
     """
     if len(reports) < 2:
         raise ValueError(f"reports must be two or more to compare, got {len(reports)}")
+    if cka and len(reports) > 2:
+        raise ValueError(f"reports must be two for cka, got {len(reports)}")
 
 
 def check_select(reports: Sequence[Any], **_: Any) -> None:

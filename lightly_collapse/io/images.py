@@ -320,6 +320,36 @@ def digits_loader(
     return DataLoader(TensorDataset(normalization(images.float() / 255)), batch_size=batch_size)
 
 
+def image_batches(
+    data: str,
+    size: int,
+    batch_size: int,
+    normalization: Normalization,
+    *,
+    workers: int = 0,
+    limit: int | None = None,
+    seed: int = 0,
+) -> ImageFolderLoader | DataLoader[tuple[Tensor, ...]]:
+    """Batches of the images behind `--data`.
+
+    Args:
+        data: `digits` or a folder.
+        size: height and width of the images, in pixels.
+        batch_size: images a batch.
+        normalization: of the colours.
+        workers: processes that read a folder.
+        limit: take at most so many, of a folder a seeded random choice.
+        seed: of the choice.
+
+    Raises:
+        ValueError: as `ImageFolderLoader`.
+        OSError: as `ImageFolderLoader`.
+    """
+    if data == "digits":
+        return digits_loader(size, batch_size, limit, normalization)
+    return ImageFolderLoader(data, size, batch_size, workers, limit, normalization, seed)
+
+
 def load_images(data: str) -> Sequence[Image.Image] | ImageFiles:
     """The images behind `--data`, undecoded or small.
 

@@ -25,17 +25,12 @@ from lightly_collapse._arguments import (
     Workers,
     validated,
 )
-from lightly_collapse._combinations import check_measure
+from lightly_collapse._combinations import check_compare, check_measure
 from lightly_collapse.functional.intrinsic_dimension import DEFAULT_LID_K
 from lightly_collapse.functional.spectrum import DEFAULT_RTOL
 from lightly_collapse.io.devices import find_device
 from lightly_collapse.io.files import atomic_write, check_writable_folder
-from lightly_collapse.io.images import (
-    ImageFolderLoader,
-    Preparation,
-    digits_loader,
-    unreadable_notes,
-)
+from lightly_collapse.io.images import Preparation, image_batches, unreadable_notes
 from lightly_collapse.io.memory import require_memory
 from lightly_collapse.io.models import load_model
 from lightly_collapse.io.preparation import published_preparation
@@ -45,6 +40,7 @@ from lightly_collapse.report.collapse_report import CollapseReport
 from lightly_collapse.report.compare import compare
 from lightly_collapse.report.feature_pass import EmptyDataError
 from lightly_collapse.report.measure import measure
+from lightly_collapse.report.measured_similarity import measured_similarity
 from lightly_collapse.report.pages.figures import to_png
 from lightly_collapse.report.records import OWN_IMAGES
 
@@ -171,13 +167,15 @@ def measure_command(
             **({"objective": loaded.pretrained.method} if loaded.pretrained else {}),
             "data": data or OWN_IMAGES,
         }
-        | ({} if reference is None else {"reference": str(reference)}),
+        | ({} if reference is None else {"reference": str(reference)})
+        | ({} if prefix is None else {"prefix": prefix}),
         settings=report.settings
         | {
             "image_size": how.image_size,
             "mean": list(how.normalization.mean),
             "std": list(how.normalization.std),
-        },
+        }
+        | ({} if limit is None else {"limit": limit}),
         notes=[
             *report.notes,
             *loaded.notes,
@@ -226,10 +224,8 @@ def _loader(
                 "pretraining beside the checkpoint"
             )
         return how.held_out()
-    if data == "digits":
-        return digits_loader(how.image_size, batch_size, limit, how.normalization)
-    return ImageFolderLoader(
-        data, how.image_size, batch_size, workers, limit, how.normalization, seed
+    return image_batches(
+        data, how.image_size, batch_size, how.normalization, workers=workers, limit=limit, seed=seed
     )
 
 
@@ -249,26 +245,39 @@ def _check_size(model: nn.Module, size: int, own: int | None) -> None:
 
 @validated
 def compare_command(
-    reports: Sequence[InputFile], output: OutputFolder = "collapse-compare"
+    reports: Sequence[InputFile], output: OutputFolder = "collapse-compare", cka: bool = False
 ) -> None:
     """Overlay what measure found of several backbones.
 
-    Writes `compare.html` and `spectrum.png`.
+    Writes `compare.html` and `spectrum.png`; with `cka` also `similarity.json`.
 
     Args:
         reports: two or more measure.json.
         output: folder to write to; made if missing.
+        cka: load both models of two reports again, pass the images through them that they were
+            measured on, and map the linear CKA of every layer with every other.
 
     Raises:
-        ValueError: as `compare`.
+        ValueError: as `compare`; with `cka` if the reports are not of images that both models can
+            be given again.
         OSError: if a file cannot be read or written.
     """
+    check_compare(reports, cka)
     comparison = compare(reports)
     folder = check_writable_folder(output)
+    written = ["compare.html", "spectrum.png"]
+    if cka:
+        similarity = measured_similarity(*comparison.reports)
+        comparison = replace(comparison, similarity=similarity)
+        similarity.save(folder / "similarity.json")
+        written.append("similarity.json")
     comparison.to_html(folder / "compare.html")
     atomic_write(folder / "spectrum.png", to_png(comparison.plot()))
     console = Console(highlight=False, soft_wrap=True)
     console.print(comparison.table(), markup=False)
     for sentence in comparison.differences():
         console.print(sentence, markup=False)
-    console.print(f"Wrote compare.html and spectrum.png to {folder}", markup=False)
+    if comparison.similarity is not None:
+        console.print(comparison.similarity.summary(), markup=False)
+    files = f"{', '.join(written[:-1])} and {written[-1]}"
+    console.print(f"Wrote {files} to {folder}", markup=False)

@@ -13,6 +13,7 @@ from lightly_collapse.report.glossary import GLOSSARY
 from lightly_collapse.report.intervals import told_apart
 from lightly_collapse.report.pages.measure import compare_page, compare_plot
 from lightly_collapse.report.records import LayerRecord
+from lightly_collapse.report.similarity_record import LayerSimilarity
 
 
 @dataclass(frozen=True)
@@ -21,9 +22,11 @@ class Comparison:
 
     Attributes:
         reports: two or more, of different names.
+        similarity: of the layers of two models, where it was computed; see `layer_similarity`.
     """
 
     reports: tuple[CollapseReport, ...]
+    similarity: LayerSimilarity | None = None
 
     def table(self) -> str:
         """The scalars of every model's output as lines of text, one column a model."""
@@ -45,7 +48,8 @@ class Comparison:
             OSError: if it cannot be written.
         """
         best = {name: self.best(name) for name in GLOSSARY}
-        atomic_write(path, compare_page(self.reports, self.differences(), best).encode())
+        page = compare_page(self.reports, self.differences(), best, self.similarity)
+        atomic_write(path, page.encode())
 
     def best(self, name: str) -> int | None:
         """The index of the report whose number is better.

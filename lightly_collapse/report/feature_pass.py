@@ -94,7 +94,7 @@ class FeaturePass:
         try:
             for batch in batches:
                 count += 1
-                rows = self._representation(_images(batch).to(device), labelled, True)
+                rows = self._representation(images_of(batch).to(device), labelled, True)
                 if rows is None:
                     continue
                 self._take(OUTPUT, rows)
@@ -113,7 +113,7 @@ class FeaturePass:
         """The representations and labels of training images."""
         kept = []
         for batch in batches:
-            rows = self._representation(_images(batch).to(device), True)
+            rows = self._representation(images_of(batch).to(device), True)
             assert rows is not None
             kept.append((rows.float().cpu(), _labels(batch, "train_dataloader")))
         if not kept:
@@ -210,7 +210,12 @@ def _labels(batch: Any, source: str) -> Tensor:
     return labels.cpu().long()
 
 
-def _images(batch: Any) -> Tensor:
+def images_of(batch: Any) -> Tensor:
+    """The images in a batch: itself, its first entry, or that of a known key.
+
+    Raises:
+        ValueError: if there is no tensor.
+    """
     while isinstance(batch, (tuple, list)) and batch:
         batch = batch[0]
     if isinstance(batch, Mapping):

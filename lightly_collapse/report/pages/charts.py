@@ -233,7 +233,7 @@ def line_chart(
         *_vertical(series, marks or {}),
         *([] if mark == "points" else [_readout(series, isinstance(x[0], str))]),
     ]
-    spec = _spec(description, rows) | {
+    spec = chart_spec(description, rows) | {
         "height": 300,
         "params": [
             {"name": "hidden", "value": []},
@@ -278,7 +278,7 @@ def heat_map(lines: _Lines, label: str, description: str, least: float = 1e-6) -
         for number, (name, values) in enumerate(lines.items())
     ]
     percent = {"values": [0, 25, 50, 75, 100], "labelExpr": "datum.value + ' %'", "grid": False}
-    spec = _spec(description, rows) | {
+    spec = chart_spec(description, rows) | {
         "height": 14 * len(lines),
         "transform": [
             {
@@ -388,7 +388,8 @@ _MARKS: dict[str, dict[str, Any]] = {
 }
 
 
-def _spec(description: str, rows: _Rows) -> dict[str, Any]:
+def chart_spec(description: str, rows: _Rows) -> dict[str, Any]:
+    """What every specification has: its data, and the width of the page."""
     return {
         "description": description,
         "width": "container",

@@ -15,7 +15,9 @@ from lightly_collapse.report.pages.charts import (
 )
 from lightly_collapse.report.pages.plots import log_lines
 from lightly_collapse.report.pages.shell import render
+from lightly_collapse.report.pages.similarity import similarity_map
 from lightly_collapse.report.records import LayerRecord, ModelRecord, format_value, relative
+from lightly_collapse.report.similarity_record import LayerSimilarity
 
 # As many as fit the width of a printed page.
 _OF_LAYERS = (
@@ -114,6 +116,7 @@ def compare_page(
     reports: Sequence[ModelRecord],
     differences: Sequence[str] = (),
     best: Mapping[str, int | None] | None = None,
+    similarity: LayerSimilarity | None = None,
 ) -> str:
     """The page that overlays several reports.
 
@@ -121,6 +124,7 @@ def compare_page(
         reports: two or more, of different names.
         differences: sentences on which numbers can be told apart.
         best: by name the index of the report whose number is better, None where none is.
+        similarity: of the layers of two of the models.
 
     Returns:
         A self-contained HTML page.
@@ -139,7 +143,7 @@ def compare_page(
         outputs=outputs,
         glossary=_shown([layer for _, layer in outputs]),
         best=best or {},
-        differences=differences,
+        differences=[*differences, *([similarity.summary()] if similarity else [])],
         format_value=format_value,
         charts={
             "spectrum": spectra(
@@ -160,6 +164,7 @@ def compare_page(
                 "Singular values of each layer of each model against their index",
                 reports[0].settings["collapse_rtol"],
             ),
+            "similarity": similarity_map(similarity) if similarity else None,
             "weights": spectra(
                 {
                     f"{r.name}, {r.weights[-1].name}": r.weights[-1].normalized_eigenvalues
