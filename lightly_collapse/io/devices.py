@@ -26,7 +26,7 @@ def find_device(name: str) -> torch.device:
         device = torch.device(name)
         # Whatever is missing, a driver, the device or its backend, shows at the first tensor.
         torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError, ValueError) as error:
+    except (ImportError, RuntimeError, AssertionError, NotImplementedError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device {name!r} cannot be used on this machine: {reason}") from error
     return device

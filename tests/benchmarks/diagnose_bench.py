@@ -30,6 +30,7 @@ from lightly_collapse.report.diagnosis import (
     conclude,
 )
 from lightly_collapse.report.records import LayerRecord, ModelRecord, WeightRecord
+from tests.benchmarks.collapse_bench.outcomes import outcomes, read_runs
 
 NAME = "diagnosis.json"
 
@@ -103,7 +104,7 @@ def evidence_of(path: Path) -> Evidence:
 def score(options: argparse.Namespace) -> None:
     """Print which cause each run was given, and how often it is the true one."""
     root = Path(options.runs)
-    labels = json.loads((root / "labels.json").read_text()) if options.labels else {}
+    ends = outcomes(read_runs(root)) if options.labels else {}
     right: dict[str, list[bool]] = {"collapsed": [], "healthy": []}
     for path in sorted(root.glob(f"*/{NAME}")):
         run = json.loads((path.parent / "run.json").read_text())
@@ -111,7 +112,10 @@ def score(options: argparse.Namespace) -> None:
             continue
         evidence = evidence_of(path)
         diagnosis = conclude(evidence, run["name"])
-        collapsed = labels.get(run["name"], {}).get("collapsed", bool(run["cause"]))
+        label = ends[run["name"]].label if ends else ("collapsed" if run["cause"] else "healthy")
+        if label == "unclear":
+            continue
+        collapsed = label == "collapsed"
         given = diagnosis.cause.name if diagnosis.cause else ""
         if collapsed and not run["cause"]:  # collapsed on its own: there is no true cause
             continue
@@ -158,7 +162,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument(
         "--labels", action=argparse.BooleanOptionalAction, default=True,
-        help="labels.json says which runs collapsed; else the intention does",
+        help="what became of a run says whether it collapsed; else the intention does",
     )  # fmt: skip
     options = parser.parse_args()
     (measure_all if options.verb == "measure" else score)(options)

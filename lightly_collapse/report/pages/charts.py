@@ -8,7 +8,7 @@ expression or as the name of a field.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 
@@ -206,7 +206,7 @@ def line_chart(
     ]
     places: list[float | str] = [*x]
     rows: _Rows = [
-        {"x": place if isinstance(place, str) else _short(cast(float, place))}
+        {"x": place if isinstance(place, str) else _short(place)}
         | ({"at": slider.at[i]} if slider else {})
         | {s.key: _short(v) if _usable(v := lines[s.name][i], log) else None for s in series}
         for i, place in enumerate(places)
