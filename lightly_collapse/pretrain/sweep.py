@@ -120,15 +120,21 @@ def sweep(
     for cell in wanted:
         check_config(merge(cell.config, settings))
     folder = check_writable_folder(output)
-    for cell in cells:
-        _claim(folder / cell.folder, cell, overrides)
+    claimed = [
+        folder / cell.folder for cell in cells if _claim(folder / cell.folder, cell, overrides)
+    ]
     todo = [c for c in wanted if not (folder / c.folder / "result.json").exists()]
-    if engine == "ray":
-        from lightly_collapse.pretrain.sweep_ray import run_on_cluster  # noqa: PLC0415
+    try:
+        if engine == "ray":
+            from lightly_collapse.pretrain.sweep_ray import run_on_cluster  # noqa: PLC0415
 
-        run_on_cluster(_run, todo, folder, settings, minutes, address)
-    else:
-        _run_in_turn(todo, cells, folder, settings, minutes)
+            run_on_cluster(_run, todo, folder, settings, minutes, address)
+        else:
+            _run_in_turn(todo, cells, folder, settings, minutes)
+    except ValueError:
+        # Other settings may be tried in the same folder.
+        _release(claimed)
+        raise
     results = [
         json.loads(file.read_text())
         for cell in cells
@@ -267,8 +273,8 @@ def _settings(overrides: Sequence[str]) -> dict[str, Any]:
     return config
 
 
-def _claim(folder: Path, cell: Cell, overrides: Sequence[str]) -> None:
-    """Write down what a cell's folder holds, or make sure that it holds this."""
+def _claim(folder: Path, cell: Cell, overrides: Sequence[str]) -> bool:
+    """Write down what a cell's folder holds, or make sure that it holds this; whether written."""
     # Where the images lie decides nothing about the result.
     settings = sorted(o for o in overrides if not o.startswith("data.root="))
     text = yaml.safe_dump({"config": cell.config, "overrides": settings}, sort_keys=True)
@@ -279,9 +285,18 @@ def _claim(folder: Path, cell: Cell, overrides: Sequence[str]) -> None:
                 f"{folder} holds a cell of another configuration: give another --output, or "
                 "remove it"
             )
-        return
+        return False
     check_writable_folder(folder)
     atomic_write(claim, text.encode())
+    return True
+
+
+def _release(folders: Sequence[Path]) -> None:
+    """Take back what was written of cells of which nothing was trained."""
+    for folder in folders:
+        if [path.name for path in folder.iterdir()] == ["cell.yaml"]:
+            (folder / "cell.yaml").unlink()
+            folder.rmdir()
 
 
 def _run(cell: Cell, folder: Path, overrides: Mapping[str, Any]) -> None:
@@ -292,12 +307,6 @@ def _run(cell: Cell, folder: Path, overrides: Mapping[str, Any]) -> None:
                 _run_held(cell, folder, overrides)
     except HeldError as error:
         print(f"{cell.variant}, seed {cell.seed}, is left out: {error}", flush=True)
-    except ValueError:
-        # Nothing was trained: the folder may be that of a cell with other settings.
-        if [path.name for path in folder.iterdir()] == ["cell.yaml"]:
-            (folder / "cell.yaml").unlink()
-            folder.rmdir()
-        raise
 
 
 def _run_held(cell: Cell, folder: Path, overrides: Mapping[str, Any]) -> None:

@@ -14,6 +14,10 @@ INPUTS = {
     "MeanTokenCosine": (torch.randn(4, 9, 5),),
     "NormOutliers": (torch.randn(4, 9, 5),),
     "PatchRank": (torch.randn(4, 9, 5),),
+    **dict.fromkeys(
+        ("CKA", "InformationImbalance", "ModalityGap", "NeighborOverlap"),
+        (torch.randn(60, 5), torch.randn(60, 5)),
+    ),
 }
 CLASSES = [
     name

@@ -264,7 +264,7 @@ def test_command_says_what_is_wrong_in_one_line(tmp_path, capsys):
     (tmp_path / "z.npy").write_bytes(b"no array")
     for words, message in (
         (["--embeddings", str(tmp_path / "z.npy")], "z.npy cannot be read"),
-        (["--embeddings", str(tmp_path / "no.npy")], "got nothing at"),
+        (["--embeddings", str(tmp_path / "no.npy")], "no.npy does not exist"),
         (["--embeddings", "z.npy", "--arch", "resnet18"], "unrecognized arguments: --arch"),
         (["--arch", "resnet18"], "give --data, a folder of images"),
         (

@@ -108,7 +108,8 @@ def test_refusals_are_one_line(arguments, message, capsys, tmp_path):
     assert message in error
 
 
-def test_a_folder_without_images_and_a_broken_image_are_named(capsys, tmp_path):
+@pytest.mark.filterwarnings("ignore:.*the next image is taken for it")
+def test_a_folder_without_images_and_broken_images_are_named(capsys, tmp_path):
     assert main(["predict", "--data", str(tmp_path), "--output", str(tmp_path / "out")]) == 2
     assert "got none in" in capsys.readouterr().err
     for name in ("a.jpg", "b.jpg"):

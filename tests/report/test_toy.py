@@ -134,8 +134,8 @@ def test_imbalance():
     ("arguments", "message"),
     [
         (["landscapes"], "experiment must be one of strong-augmentation"),
-        (["strong-augmentation", "--runs", "0"], "runs must be at least 1, got 0"),
-        (["strong-augmentation", "--steps", "0"], "steps must be at least 1, got 0"),
+        (["strong-augmentation", "--runs", "0"], "runs must be between 1 and 1000, got 0"),
+        (["strong-augmentation", "--steps", "0"], "steps must be between 1 and 10000000, got 0"),
         (["strong-augmentation", "--layers", "3"], "layers has no effect in the experiment"),
         (["implicit-regularization", "--noise", "-1"], "noise must be at least 0, got -1"),
     ],
