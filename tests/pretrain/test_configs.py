@@ -186,9 +186,11 @@ def test_a_mapping_gives_the_run_of_its_words(tmp_path):
     config["model"]["init_args"]["optimizer"]["warmup_epochs"] = 0
     config["model"]["init_args"]["backbone"]["width"] = 4
     config["data"]["init_args"] |= {"train_images": 64, "batch_size": 32, "bank_images": 32}
-    a = pretrain({**config, "output": str(tmp_path / "a")})
     words = ["--config", write(config, tmp_path), "--output", str(tmp_path / "b")]
-    b = pretrain(words)
+    # oneDNN's gradient of a strided 1x1 convolution differs from run to run on some processors.
+    with torch.backends.mkldnn.flags(enabled=False):
+        a = pretrain({**config, "output": str(tmp_path / "a")})
+        b = pretrain(words)
     for x, y in zip(a.lightning_module.parameters(), b.lightning_module.parameters(), strict=True):
         assert torch.equal(x, y)
 
