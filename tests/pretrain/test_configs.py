@@ -187,7 +187,7 @@ def test_a_mapping_gives_the_run_of_its_words(tmp_path):
     config["model"]["init_args"]["backbone"]["width"] = 4
     config["data"]["init_args"] |= {"train_images": 64, "batch_size": 32, "bank_images": 32}
     words = ["--config", write(config, tmp_path), "--output", str(tmp_path / "b")]
-    # oneDNN's gradient of a strided 1x1 convolution differs from run to run on some processors.
+    # With oneDNN the same run ends with other weights each time on some processors.
     with torch.backends.mkldnn.flags(enabled=False):
         a = pretrain({**config, "output": str(tmp_path / "a")})
         b = pretrain(words)
