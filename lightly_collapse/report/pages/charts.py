@@ -14,29 +14,29 @@ import numpy as np
 
 from lightly_collapse.io.spectra import TrainingSpectra, spread_indices
 from lightly_collapse.report.pages.figures import COLORS, line_colors
+from lightly_collapse.report.pages.vega import (
+    DASHED_RULE,
+    TICK_LABEL,
+    Rows,
+    Series,
+    chart_spec,
+    drawable,
+    horizontal_axis,
+    interval_bands,
+    line_marks,
+    linear_axis,
+    log_axis,
+    readout,
+    rounded,
+    vertical_rules,
+)
 
 _Lines = Mapping[str, Sequence[float | None]]
-_Rows = list[dict[str, Any]]
 
 LEAST = 1e-7
 """Where logarithmic axes end: below lies rounding error, and the axis would be mostly empty."""
 
 _CELLS = 64  # a row of a heat map
-
-
-@dataclass(frozen=True)
-class Series:
-    """A line of a chart.
-
-    Attributes:
-        key: its field in the data.
-        name: what it is called.
-        color: as `#rrggbb`.
-    """
-
-    key: str
-    name: str
-    color: str
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ def line_chart(
         >>> chart.columns
         [('x', 'epoch'), ('s0', 'a')]
     """
-    if not any(_usable(v, log) for values in lines.values() for v in values):
+    if not any(drawable(v, log) for values in lines.values() for v in values):
         return None
     series = [
         Series(f"s{i}", name, color)
@@ -205,33 +205,33 @@ def line_chart(
         )
     ]
     places: list[float | str] = [*x]
-    rows: _Rows = [
-        {"x": place if isinstance(place, str) else _short(place)}
+    rows: Rows = [
+        {"x": place if isinstance(place, str) else rounded(place)}
         | ({"at": slider.at[i]} if slider else {})
-        | {s.key: _short(v) if _usable(v := lines[s.name][i], log) else None for s in series}
+        | {s.key: rounded(v) if drawable(v := lines[s.name][i], log) else None for s in series}
         for i, place in enumerate(places)
     ]
     bands = bands or {}
     for s in series:
         for end, values in zip(("low", "high"), bands.get(s.name, ()), strict=False):
             for row, value in zip(rows, values, strict=True):
-                row[f"{s.key}{end}"] = _short(max(value, least) if log else value)
-    every = [v for values in lines.values() for v in values if v is not None and _usable(v, log)]
+                row[f"{s.key}{end}"] = rounded(max(value, least) if log else value)
+    every = [v for values in lines.values() for v in values if v is not None and drawable(v, log)]
     points = mark.endswith("points")
-    vertical = _log_axis([*every, *levels], least) if log else _linear_axis(every, not points)
+    vertical = log_axis([*every, *levels], least) if log else linear_axis(every, not points)
     layers = [
-        *_bands(series, bands),
-        *_marks(series, mark),
+        *interval_bands(series, bands),
+        *line_marks(series, mark),
         *(
             {
                 "data": {"values": [{}]},
-                "mark": _DASHED,
+                "mark": DASHED_RULE,
                 "encoding": {"x": None, "y": {"datum": level}},
             }
             for level in levels
         ),
-        *_vertical(series, marks or {}),
-        *([] if mark == "points" else [_readout(series, isinstance(x[0], str))]),
+        *vertical_rules(series, marks or {}),
+        *([] if mark == "points" else [readout(series, isinstance(x[0], str))]),
     ]
     spec = chart_spec(description, rows) | {
         "height": 300,
@@ -241,7 +241,7 @@ def line_chart(
         ],
         "transform": [{"filter": "datum.at == at"}] if slider else [],
         "encoding": {
-            "x": {"field": "x", "title": xlabel, **_horizontal_axis(x, points)},
+            "x": {"field": "x", "title": xlabel, **horizontal_axis(x, points)},
             "y": {"type": "quantitative", "title": ylabel, **vertical},
         },
         "layer": layers,
@@ -264,12 +264,12 @@ def heat_map(lines: _Lines, label: str, description: str, least: float = 1e-6) -
     Returns:
         The chart; None where there is nothing to draw.
     """
-    rows: _Rows = []
+    rows: Rows = []
     for number, values in enumerate(lines.values()):
         cells = min(_CELLS, len(values))
         for cell in range(cells):
             first = cell * len(values) // cells
-            value = _short(values[first])
+            value = rounded(values[first])
             rows.append({"row": number, "cell": cell, "index": first + 1, "value": value})
     if not rows:
         return None
@@ -322,7 +322,7 @@ def heat_map(lines: _Lines, label: str, description: str, least: float = 1e-6) -
                     "direction": "horizontal",
                     "gradientLength": 130,
                     "values": [least, math.sqrt(least), 1],
-                    "labelExpr": _LABEL,
+                    "labelExpr": TICK_LABEL,
                 },
             },
             "tooltip": [
@@ -370,151 +370,3 @@ def histogram(
         marks={shown: marks[name] for shown, name in zip(shares, arrays, strict=True)
                if name in marks},
     )  # fmt: skip
-
-
-_LABEL = "format(datum.value, datum.value < 0.001 ? '.0e' : '~g')"
-_DASHED = {"type": "rule", "strokeDash": [5, 4], "color": "#7f7f7f", "aria": False}
-_OF_A_POINT = [
-    {"field": "line", "title": "line"},
-    {"field": "x", "title": "x", "type": "quantitative", "format": ".4~g"},
-    {"field": "y", "title": "y", "type": "quantitative", "format": ".4~g"},
-]
-_MARKS: dict[str, dict[str, Any]] = {
-    "line": {"type": "line"},
-    "step": {"type": "line", "interpolate": "step-after"},
-    "bars": {"type": "area", "interpolate": "step-after", "opacity": 0.7},
-    "line and points": {"type": "line", "point": {"size": 22}},
-    "points": {"type": "point", "filled": True, "size": 50, "opacity": 0.9},
-}
-
-
-def chart_spec(description: str, rows: _Rows) -> dict[str, Any]:
-    """What every specification has: its data, and the width of the page."""
-    return {
-        "description": description,
-        "width": "container",
-        "autosize": {"type": "fit-x", "contains": "padding"},
-        "data": {"values": rows},
-    }
-
-
-def _marks(series: Sequence[Series], mark: str) -> _Rows:
-    """The lines: the fields folded into one, so that one filter switches each of them."""
-    return [
-        {
-            "transform": [
-                {"fold": [s.key for s in series], "as": ["line", "y"]},
-                {"filter": "isValid(datum.y) && indexof(hidden, datum.line) < 0"},
-            ],
-            "mark": {"clip": True, "strokeWidth": 1.7, "tooltip": None, **_MARKS[mark]},
-            "encoding": {
-                "y": {"field": "y"},
-                "color": _color(series),
-                **({"tooltip": _OF_A_POINT} if mark == "points" else {}),
-            },
-        }
-    ]
-
-
-def _bands(series: Sequence[Series], bands: Mapping[str, object]) -> _Rows:
-    return [
-        {
-            "transform": [{"filter": f"indexof(hidden, '{s.key}') < 0"}],
-            "mark": {"type": "area", "clip": True, "opacity": 0.22, "color": s.color,
-                     "tooltip": None},
-            "encoding": {"y": {"field": f"{s.key}low"}, "y2": {"field": f"{s.key}high"}},
-        }
-        for s in series
-        if s.name in bands
-    ]  # fmt: skip
-
-
-def _vertical(series: Sequence[Series], marks: Mapping[str, float]) -> _Rows:
-    places = [{"line": s.key, "place": marks[s.name]} for s in series if s.name in marks]
-    if not places:
-        return []
-    return [
-        {
-            "data": {"values": places},
-            "transform": [{"filter": "indexof(hidden, datum.line) < 0"}],
-            "mark": {"type": "rule", "strokeDash": [5, 4], "strokeWidth": 1.4, "tooltip": None},
-            "encoding": {"x": {"field": "place", "type": "quantitative"}, "y": None,
-                         "color": _color(series)},
-        }
-    ]  # fmt: skip
-
-
-def _readout(series: Sequence[Series], words: bool) -> dict[str, Any]:
-    """A vertical line that follows the pointer, with the values of every line beside it."""
-    number = {"format": ".4~g", "type": "quantitative"}
-    return {
-        "params": [
-            {
-                "name": "near",
-                "select": {"type": "point", "fields": ["x"], "nearest": True,
-                           "on": "pointermove", "clear": "pointerout"},
-            }
-        ],
-        "mark": {"type": "rule", "aria": False},
-        "encoding": {
-            "y": None,
-            "opacity": {"condition": {"param": "near", "empty": False, "value": 0.45}, "value": 0},
-            "tooltip": [
-                {"field": "x", "title": "x", **({"type": "nominal"} if words else number)},
-                *({"field": s.key, "title": s.key, **number} for s in series),
-            ],
-        },
-    }  # fmt: skip
-
-
-def _color(series: Sequence[Series]) -> dict[str, Any]:
-    return {
-        "field": "line",
-        "type": "nominal",
-        "scale": {"domain": [s.key for s in series], "range": [s.color for s in series]},
-        "legend": None,
-    }
-
-
-def _horizontal_axis(x: Sequence[float] | Sequence[str], points: bool) -> dict[str, Any]:
-    numbers = [place for place in x if not isinstance(place, str)]
-    if not numbers:
-        axis = {"labelAngle": -35, "labelLimit": 130, "labelOverlap": "greedy"}
-        return {"type": "ordinal", "sort": None, "axis": axis, "scale": {"type": "point"}}
-    # Fixed, as the other axis is: nothing moves where lines are switched off.
-    domain = [min(numbers), max(numbers)]
-    scale = {"domain": domain, "nice": False, "padding": 8 * points}
-    return {"type": "quantitative", "scale": scale}
-
-
-def _log_axis(values: Sequence[float], least: float) -> dict[str, Any]:
-    """Scale and ticks at powers of ten, and between them where there are few."""
-    high = max(*values, 2 * least)
-    low = min(max(min(values), least), high / 2)
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    factors = (1,) if len(powers) > 3 else (1, 2, 5)
-    ticks = [float(f"{factor}e{power}") for power in powers for factor in factors]
-    return {
-        "axis": {
-            "values": [tick for tick in ticks if low / 1.2 <= tick <= 1.5 * high],
-            "labelExpr": _LABEL,
-        },
-        "scale": {"type": "log", "domain": [low / 1.2, 1.5 * high], "nice": False},
-    }
-
-
-def _linear_axis(values: Sequence[float], from_zero: bool) -> dict[str, Any]:
-    low, high = min(values), max(values)
-    if from_zero:
-        low = min(low, 0.0)
-    room = 0.05 * (high - low) or 1.0
-    return {"scale": {"domain": [low if from_zero else low - room, high + room], "nice": False}}
-
-
-def _usable(value: float | None, log: bool) -> bool:
-    return value is not None and math.isfinite(value) and (value > 0 or not log)
-
-
-def _short(value: float | None) -> float | None:
-    """Five digits, more than the screen shows; None for what JSON does not have."""
-    return float(f"{value:.5g}") if value is not None and math.isfinite(value) else None

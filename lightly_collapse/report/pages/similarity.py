@@ -1,6 +1,7 @@
 """The map of the similarity of two models' layers."""
 
-from lightly_collapse.report.pages.charts import Chart, chart_spec
+from lightly_collapse.report.pages.charts import Chart
+from lightly_collapse.report.pages.vega import chart_spec
 from lightly_collapse.report.similarity_record import LayerSimilarity
 
 _MOST_LABELLED = 12  # columns whose cells have room for a number
