@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from lightly_collapse.metrics.features import plain_name
+from lightly_collapse.metrics.feature_hooks import plain_name
 
 
 def find_target(module: nn.Module, target: str) -> nn.Module:

@@ -2,7 +2,8 @@
 
 from lightly_collapse.metrics.collection import CollapseMetrics, collapse_metrics
 from lightly_collapse.metrics.dense import TokenMetrics
-from lightly_collapse.metrics.features import FeatureHooks, feature_rows, hidden_features
+from lightly_collapse.metrics.feature_hooks import FeatureHooks, hidden_features
+from lightly_collapse.metrics.features import feature_rows
 from lightly_collapse.metrics.hypersphere import Alignment, Uniformity, WassersteinUniformity
 from lightly_collapse.metrics.intrinsic_dimension import DANCo, LocalIntrinsicDimension, TwoNN
 from lightly_collapse.metrics.layer import LayerMetrics, Reading

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from lightly_collapse.metrics.channels import Channels
 from lightly_collapse.metrics.dense import TokenMetrics
-from lightly_collapse.metrics.features import PATCH, Tokens, find_layers
+from lightly_collapse.metrics.feature_hooks import PATCH, find_layers
+from lightly_collapse.metrics.features import Tokens
 from lightly_collapse.metrics.reference import ReferenceModel, ReferencePass, check_apart
 
 

@@ -172,7 +172,12 @@ class _PairedSample(ReservoirMetric):
     width: Tensor
 
     def __init__(
-        self, k: int, size: int, seed: int, nan_strategy: NanStrategy, **kwargs: Any
+        self,
+        k: int = 10,
+        size: int = 5000,
+        seed: int = 0,
+        nan_strategy: NanStrategy = "error",
+        **kwargs: Any,
     ) -> None:
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
@@ -232,16 +237,6 @@ class NeighborOverlap(_PairedSample):
     """
 
     higher_is_better = True
-
-    def __init__(
-        self,
-        k: int = 10,
-        size: int = 5000,
-        seed: int = 0,
-        nan_strategy: NanStrategy = "error",
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(k, size, seed, nan_strategy, **kwargs)
 
     @override
     def compute(self) -> Tensor:

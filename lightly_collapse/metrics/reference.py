@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from lightly_collapse._hooks import Hook
 from lightly_collapse.metrics.channels import Channels
-from lightly_collapse.metrics.features import FeatureHooks, Tokens, find_layers
+from lightly_collapse.metrics.feature_hooks import FeatureHooks, find_layers
+from lightly_collapse.metrics.features import Tokens
 
 PatchTokens = dict[str, list[Tensor]]
 """(n, p, c) tokens by name of the layer of patches, one entry a call."""

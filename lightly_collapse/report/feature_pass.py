@@ -11,14 +11,8 @@ from lightly_collapse.metrics import FeatureHooks
 from lightly_collapse.metrics.channels import channel_axis
 from lightly_collapse.metrics.dense import means
 from lightly_collapse.metrics.dense_collector import DenseCollector
-from lightly_collapse.metrics.features import (
-    PATCH,
-    Tokens,
-    dinov2_tokens,
-    feature_rows,
-    first_tensor,
-    plain_name,
-)
+from lightly_collapse.metrics.feature_hooks import PATCH, plain_name
+from lightly_collapse.metrics.features import Tokens, dinov2_tokens, feature_rows, first_tensor
 from lightly_collapse.metrics.prefix_tokens import PrefixTokens, prefix_tokens
 
 OUTPUT, EMBEDDING = "output", "embedding"

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightly_collapse.io.memory import require_memory
 from lightly_collapse.metrics import CKA, FeatureHooks
-from lightly_collapse.metrics.features import find_layers
+from lightly_collapse.metrics.feature_hooks import find_layers
 from lightly_collapse.report.feature_pass import OUTPUT, EmptyDataError, evaluating, images_of
 from lightly_collapse.report.measure import stages
 from lightly_collapse.report.records import rounded

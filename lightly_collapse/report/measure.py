@@ -17,14 +17,8 @@ from lightly_collapse._layers import has_weights
 from lightly_collapse.functional.intrinsic_dimension import DEFAULT_LID_K
 from lightly_collapse.functional.spectrum import DEFAULT_RTOL
 from lightly_collapse.metrics import EmbeddingSketch, LayerMetrics, WeightSpectrum, weight_spectra
-from lightly_collapse.metrics.features import (
-    CLS,
-    PATCH,
-    Tokens,
-    check_tokens,
-    find_layers,
-    silent_layers,
-)
+from lightly_collapse.metrics.feature_hooks import CLS, PATCH, find_layers, silent_layers
+from lightly_collapse.metrics.features import Tokens, check_tokens
 from lightly_collapse.report.accuracy import knn_accuracy, linear_accuracy
 from lightly_collapse.report.collapse_report import CollapseReport
 from lightly_collapse.report.embeddings import measure_embeddings

@@ -10,7 +10,7 @@ import torch
 from lightly_collapse.io.devices import find_device
 from lightly_collapse.io.images import Normalization, image_batches
 from lightly_collapse.io.models import LoadedModel, load_model
-from lightly_collapse.metrics.features import CLS, PATCH
+from lightly_collapse.metrics.feature_hooks import CLS, PATCH
 from lightly_collapse.report.feature_pass import OUTPUT
 from lightly_collapse.report.layer_similarity import layer_similarity
 from lightly_collapse.report.records import ModelRecord

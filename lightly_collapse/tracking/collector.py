@@ -16,7 +16,8 @@ from lightly_collapse.metrics import FeatureHooks, LayerMetrics, Reading
 from lightly_collapse.metrics.channels import Channels
 from lightly_collapse.metrics.dense import means
 from lightly_collapse.metrics.dense_collector import DenseCollector
-from lightly_collapse.metrics.features import Tokens, find_layers, silent_layers
+from lightly_collapse.metrics.feature_hooks import find_layers, silent_layers
+from lightly_collapse.metrics.features import Tokens
 from lightly_collapse.tracking.calls import CallRecorder
 
 _NO_DRIFT = (

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from lightly_collapse._hooks import Hook
 from lightly_collapse.metrics.channels import ChannelAxis
-from lightly_collapse.metrics.features import Tokens, check_tokens, feature_rows, find_layers
+from lightly_collapse.metrics.feature_hooks import find_layers
+from lightly_collapse.metrics.features import Tokens, check_tokens, feature_rows
 from lightly_collapse.metrics.prefix_tokens import PrefixTokens, prefix_tokens
 from lightly_collapse.tracking.collector import unwrapped
 

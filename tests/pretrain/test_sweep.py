@@ -12,7 +12,8 @@ from lightly_collapse.io.models import load_model
 from lightly_collapse.pretrain import sweep as module
 from lightly_collapse.pretrain.checks import METHODS
 from lightly_collapse.pretrain.command import pretrain
-from lightly_collapse.pretrain.sweep import COLUMNS, read_sweep, summarize, sweep
+from lightly_collapse.pretrain.sweep import COLUMNS, summarize, sweep
+from lightly_collapse.pretrain.sweep_file import read_sweep
 from tests.page_reader import assert_self_contained, count_charts
 
 SWEEPS = sorted((Path(__file__).parents[2] / "configs/sweep").glob("*.yaml"))

@@ -10,7 +10,8 @@ import yaml
 from lightly_collapse.pretrain import sweep as module
 from lightly_collapse.pretrain.command import pretrain
 from lightly_collapse.pretrain.configs import merge
-from lightly_collapse.pretrain.sweep import read_sweep, sweep
+from lightly_collapse.pretrain.sweep import sweep
+from lightly_collapse.pretrain.sweep_file import read_sweep
 
 ray = pytest.importorskip("ray", reason="Ray is not installed")
 

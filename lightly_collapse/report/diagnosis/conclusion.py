@@ -18,16 +18,7 @@ from lightly_collapse.report.pages.diagnosis import diagnosis_page
 class Diagnosis(DiagnosisRecord):
     """Whether a model is collapsed, where, why, and what to change; made by `diagnose`.
 
-    Attributes:
-        name: of the model.
-        verdict: whether.
-        place: where.
-        causes: why: every cause with its measurement, those that were found first.
-        remedies: what to change, the first first.
-        evidence: everything that was measured.
-        trials: of the remedies, where they were made.
-        notes: what could not be measured, and why.
-        source: what was diagnosed.
+    Its attributes are those of `DiagnosisRecord`, which reads it back without the means to draw.
     """
 
     def to_html(self, path: str | os.PathLike[str]) -> None:
