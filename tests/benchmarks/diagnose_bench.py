@@ -31,6 +31,7 @@ from lightly_collapse.report.diagnosis import (
 )
 from lightly_collapse.report.records import LayerRecord, ModelRecord, WeightRecord
 from tests.benchmarks.collapse_bench.outcomes import outcomes, read_runs
+from tests.benchmarks.collapse_bench.runs import part_of
 
 NAME = "diagnosis.json"
 
@@ -52,7 +53,7 @@ def measure_all(options: argparse.Namespace) -> None:
         str(path.parent)
         for path in sorted(Path(options.runs).glob("*/run.json"))
         if not (path.parent / NAME).exists()
-        and options.part in ("", json.loads(path.read_text())["part"])
+        and options.part in ("", part_of(json.loads(path.read_text())["method"]))
     ]
     with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
         for future in as_completed([pool.submit(measure, folder) for folder in todo]):
@@ -108,7 +109,7 @@ def score(options: argparse.Namespace) -> None:
     right: dict[str, list[bool]] = {"collapsed": [], "healthy": []}
     for path in sorted(root.glob(f"*/{NAME}")):
         run = json.loads((path.parent / "run.json").read_text())
-        if options.part not in ("", run["part"]):
+        if options.part not in ("", part_of(run["method"])):
             continue
         evidence = evidence_of(path)
         diagnosis = conclude(evidence, run["name"])

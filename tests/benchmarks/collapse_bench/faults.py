@@ -9,7 +9,7 @@ from lightly.loss import DINOLoss
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightly_collapse.pretrain.methods import BYOL, DINO, SimSiam
+from lightly_collapse.pretrain.methods import BYOL, DINO, NNBYOL, SimSiam
 from lightly_collapse.pretrain.methods.base import Step
 
 
@@ -18,6 +18,18 @@ class BYOLWithoutPredictor(BYOL):
 
     Args:
         kwargs: see `BYOL`.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.predictor = nn.Identity()
+
+
+class NNBYOLWithoutPredictor(NNBYOL):
+    """NNBYOL whose projection itself is compared with the neighbour of the momentum encoder's.
+
+    Args:
+        kwargs: see `NNBYOL`.
     """
 
     def __init__(self, **kwargs: Any) -> None:

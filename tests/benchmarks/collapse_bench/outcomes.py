@@ -8,6 +8,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
+from tests.benchmarks.collapse_bench.runs import part_of
+
 Label = Literal["collapsed", "healthy", "unclear"]
 
 SHARE = 0.6
@@ -45,7 +47,7 @@ def read_runs(output: Path, part: str | None = None) -> list[dict[str, Any]]:
         ValueError: if there is none.
     """
     records = [json.loads(path.read_text()) for path in sorted(output.glob("*/run.json"))]
-    records = [r for r in records if part in (None, r["part"])]
+    records = [r for r in records if part in (None, part_of(r["method"]))]
     if not records:
         raise ValueError(f"{output} must hold finished runs, found none")
     return records

@@ -10,10 +10,20 @@ from lightly_collapse.pretrain.configs import merge
 Part = Literal["development", "unseen"]
 
 PARTS: dict[Part, tuple[str, ...]] = {
-    "development": ("SimCLR", "DCL", "BYOL", "VICReg"),
-    "unseen": ("MoCo", "SimSiam", "DINO", "BarlowTwins"),
+    "development": ("SimCLR", "BYOL", "VICReg", "MoCo", "SimSiam", "DINO"),
+    "unseen": ("BarlowTwins", "DCL", "NNCLR", "MMCR", "TiCo", "MoCoV3", "NNBYOL", "FroSSL"),
 }
-"""The methods of each part: no method of one is in the other."""
+"""The methods of each part: no method of one is in the other.
+
+MoCo, SimSiam and DINO were unseen once; the alarm and the diagnosis were revised after a look at
+them, so they are development data now.
+"""
+
+
+def part_of(method: str) -> Part:
+    """The part that a method is in."""
+    return next(part for part, methods in PARTS.items() if method in methods)
+
 
 CAUSES = {
     "objective": "the objective lacks the part that keeps it from a constant",
@@ -27,7 +37,7 @@ CAUSES = {
 """What a run that collapses suffers from."""
 
 EPOCHS = 8
-_FAULTS = "tests.benchmarks.collapse_bench.faults."
+FAULTS = "tests.benchmarks.collapse_bench.faults."
 _DATA = "tests.benchmarks.collapse_bench.data."
 _CIFAR10_FILE = "cifar10.pt"
 
@@ -38,7 +48,6 @@ class Run:
 
     Attributes:
         name: of its folder.
-        part: of the bench.
         method: the method's name, without its fault.
         data: `digits` or `cifar10`.
         backbone: `conv4`, `resnet18` or `vit_mini`.
@@ -49,7 +58,6 @@ class Run:
     """
 
     name: str
-    part: Part
     method: str
     data: str
     backbone: str
@@ -57,6 +65,11 @@ class Run:
     detail: str = ""
     changes: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
+
+    @property
+    def part(self) -> Part:
+        """The part that its method is in."""
+        return part_of(self.method)
 
     def config(self, cifar10: str) -> dict[str, Any]:
         """The configuration of `pretrain`, without output and callbacks."""
@@ -67,7 +80,6 @@ class Run:
 
 _METHODS: dict[str, dict[str, Any]] = {
     "SimCLR": {"temperature": 0.2, "hidden_dim": 128, "output_dim": 64},
-    "DCL": {"temperature": 0.2, "hidden_dim": 128, "output_dim": 64},
     "MoCo": {"hidden_dim": 128, "output_dim": 64, "queue_size": 512, "start_momentum": 0.96},
     "BYOL": {"hidden_dim": 128, "output_dim": 64, "start_momentum": 0.96},
     "SimSiam": {"hidden_dim": 128, "prediction_dim": 32, "output_dim": 128},
@@ -79,7 +91,20 @@ _METHODS: dict[str, dict[str, Any]] = {
         "frozen_epochs": 0,
     },
     "VICReg": {"hidden_dim": 256, "output_dim": 128},
-    "BarlowTwins": {"hidden_dim": 256, "output_dim": 128},
+    "BarlowTwins": {"hidden_dim": 192, "output_dim": 96},
+    "DCL": {"temperature": 0.15, "hidden_dim": 96, "output_dim": 48},
+    "NNCLR": {
+        "temperature": 0.15,
+        "hidden_dim": 128,
+        "output_dim": 48,
+        "prediction_dim": 128,
+        "queue_size": 512,
+    },
+    "MMCR": {"hidden_dim": 192, "output_dim": 48, "start_momentum": 0.97},
+    "TiCo": {"hidden_dim": 192, "output_dim": 64, "start_momentum": 0.97},
+    "MoCoV3": {"hidden_dim": 192, "output_dim": 48, "temperature": 0.3, "start_momentum": 0.97},
+    "NNBYOL": {"hidden_dim": 192, "output_dim": 48, "queue_size": 512, "start_momentum": 0.97},
+    "FroSSL": {"hidden_dim": 192, "output_dim": 48},
 }
 _BACKBONES: dict[str, dict[str, Any]] = {
     "conv4": {"name": "conv4", "width": 32},
@@ -114,45 +139,45 @@ def _base(run: Run, cifar10: str) -> dict[str, Any]:
     }
 
 
-def _model(class_path: str | None = None, **init_args: Any) -> dict[str, Any]:
+def model_changes(class_path: str | None = None, **init_args: Any) -> dict[str, Any]:
     changes: dict[str, Any] = {"init_args": init_args}
     if class_path is not None:
-        changes["class_path"] = _FAULTS + class_path
+        changes["class_path"] = FAULTS + class_path
     return {"model": changes}
 
 
-def _optimizer(**settings: Any) -> dict[str, Any]:
-    return _model(optimizer=settings)
+def optimizer_changes(**settings: Any) -> dict[str, Any]:
+    return model_changes(optimizer=settings)
 
 
-def _data(**init_args: Any) -> dict[str, Any]:
+def data_changes(**init_args: Any) -> dict[str, Any]:
     return {"data": {"init_args": init_args}}
 
 
 # Views with next to nothing in common, by noise, by crops, by colours.
 _STRONG = {
-    "noise": _data(noise=1.0),
-    "crops": _data(views={"min_scale": 0.01, "jitter": 1.0, "gray": 0.5}),
-    "all": _data(noise=0.5, views={"min_scale": 0.02, "jitter": 1.0}),
+    "noise": data_changes(noise=1.0),
+    "crops": data_changes(views={"min_scale": 0.01, "jitter": 1.0, "gray": 0.5}),
+    "all": data_changes(noise=0.5, views={"min_scale": 0.02, "jitter": 1.0}),
 }
 _COMMON: dict[str, list[tuple[str, Mapping[str, Any]]]] = {
     "learning_rate": [
-        ("sgd", _optimizer(name="sgd", learning_rate=20.0)),
-        ("adamw", _optimizer(learning_rate=0.3)),
+        ("sgd", optimizer_changes(name="sgd", learning_rate=20.0)),
+        ("adamw", optimizer_changes(learning_rate=0.3)),
     ],
     "weight_decay": [
-        ("adamw", _optimizer(weight_decay=500.0)),
-        ("sgd", _optimizer(name="sgd", learning_rate=0.1, weight_decay=5.0)),
+        ("adamw", optimizer_changes(weight_decay=500.0)),
+        ("sgd", optimizer_changes(name="sgd", learning_rate=0.1, weight_decay=5.0)),
     ],
     "augmentation": [*_STRONG.items()],
-    "duplicates": [("4", _data(distinct=4)), ("2", _data(distinct=2))],
+    "duplicates": [("4", data_changes(distinct=4)), ("2", data_changes(distinct=2))],
     "dead_units": [
         (
             "95 %",
             {
                 "trainer": {
                     "callbacks": [
-                        {"class_path": _FAULTS + "DeadUnits", "init_args": {"share": 0.95}}
+                        {"class_path": FAULTS + "DeadUnits", "init_args": {"share": 0.95}}
                     ]
                 }
             },
@@ -162,29 +187,25 @@ _COMMON: dict[str, list[tuple[str, Mapping[str, Any]]]] = {
 
 _OWN: dict[str, list[tuple[str, str, Mapping[str, Any]]]] = {
     "SimCLR": [
-        ("projector", "none", _model(projector="none")),
-        ("projector", "output of 2", _model(output_dim=2)),
+        ("projector", "none", model_changes(projector="none")),
+        ("projector", "output of 2", model_changes(output_dim=2)),
     ],
-    "MoCo": [("projector", "output of 2", _model(output_dim=2))],
+    "MoCo": [("projector", "output of 2", model_changes(output_dim=2))],
     "BYOL": [
-        ("objective", "no predictor", _model("BYOLWithoutPredictor")),
-        ("objective", "no stop-gradient", _model("BYOLWithoutStopGradient")),
+        ("objective", "no predictor", model_changes("BYOLWithoutPredictor")),
+        ("objective", "no stop-gradient", model_changes("BYOLWithoutStopGradient")),
     ],
     "SimSiam": [
-        ("objective", "no stop-gradient", _model("SimSiamWithoutStopGradient")),
-        ("objective", "no predictor", _model("SimSiamWithoutPredictor")),
+        ("objective", "no stop-gradient", model_changes("SimSiamWithoutStopGradient")),
+        ("objective", "no predictor", model_changes("SimSiamWithoutPredictor")),
     ],
     "VICReg": [
-        ("objective", "no variance term", _model(variance=0.0)),
-        ("projector", "output of 2", _model(output_dim=2)),
+        ("objective", "no variance term", model_changes(variance=0.0)),
+        ("projector", "output of 2", model_changes(output_dim=2)),
     ],
     "DINO": [
-        ("objective", "no centring", _model("DINOWithFault", centred=False)),
-        ("objective", "teacher too cold", _model("DINOWithFault", temperature=1e-3)),
-    ],
-    "BarlowTwins": [
-        ("objective", "no redundancy term", _model(redundancy=0.0)),
-        ("projector", "output of 2", _model(output_dim=2)),
+        ("objective", "no centring", model_changes("DINOWithFault", centred=False)),
+        ("objective", "teacher too cold", model_changes("DINOWithFault", temperature=1e-3)),
     ],
 }
 _PLACES = (
@@ -197,59 +218,57 @@ _PLACES = (
 )
 _HEALTHY: list[tuple[str, Mapping[str, Any]]] = [
     ("", {}),
-    ("low rate", _optimizer(learning_rate=3e-4)),
-    ("high rate", _optimizer(learning_rate=3e-3)),
-    ("large batch", _data(batch_size=128)),
-    ("small batch", _data(batch_size=32)),
-    ("sgd", _optimizer(name="sgd", learning_rate=0.03, weight_decay=5e-4)),
+    ("low rate", optimizer_changes(learning_rate=3e-4)),
+    ("high rate", optimizer_changes(learning_rate=3e-3)),
+    ("large batch", data_changes(batch_size=128)),
+    ("small batch", data_changes(batch_size=32)),
+    ("sgd", optimizer_changes(name="sgd", learning_rate=0.03, weight_decay=5e-4)),
 ]
+_SHIFTS = {"SimCLR": 0, "BYOL": 1, "VICReg": 2, "MoCo": 0, "SimSiam": 1, "DINO": 2}
+"""Where each method of the development part begins in the lists of places and settings."""
 _WIDE: dict[str, Mapping[str, Any]] = {
-    "conv4": _model(backbone={"width": 48}),
-    "resnet18": _model(backbone={"width": 6}),
-    "vit_mini": _model(backbone={"patch_size": 8}),
+    "conv4": model_changes(backbone={"width": 48}),
+    "resnet18": model_changes(backbone={"width": 6}),
+    "vit_mini": model_changes(backbone={"patch_size": 8}),
 }
 
 
-def all_runs() -> list[Run]:
-    """Every run of the bench, in turns over the methods, so that a part of them has some of all."""
+def development_runs() -> list[Run]:
+    """The runs of the development part, in turns over the methods."""
     by_method = [
-        [*_healthy(part, method, i), *_collapsing(part, method, i)]
-        for part, methods in PARTS.items()
-        for i, method in enumerate(methods)
+        [*_healthy(method, shift), *_collapsing(method, shift)]
+        for method, shift in _SHIFTS.items()
     ]
     return [run for turn in zip_longest(*by_method) for run in turn if run is not None]
 
 
-def _healthy(part: Part, method: str, shift: int) -> Iterator[Run]:
+def _healthy(method: str, shift: int) -> Iterator[Run]:
     """At every place the plain settings, and one changed setting; another one for each method."""
     for j, (data, backbone) in enumerate(_PLACES):
         place = f"{method}-{data}-{backbone}"
-        yield Run(f"{place}-healthy", part, method, data, backbone)
+        yield Run(f"{place}-healthy", method, data, backbone)
         detail, changes = _HEALTHY[1 + (shift + j) % (len(_HEALTHY) - 1)]
         if backbone == "vit_mini" and detail == "sgd":
             detail, changes = "other width", _WIDE[backbone]
-        name = f"{place}-healthy-{_word(detail)}"
-        yield Run(name, part, method, data, backbone, "", detail, changes, seed=1)
+        name = f"{place}-healthy-{word(detail)}"
+        yield Run(name, method, data, backbone, "", detail, changes, seed=1)
 
 
-def _collapsing(part: Part, method: str, shift: int) -> Iterator[Run]:
+def _collapsing(method: str, shift: int) -> Iterator[Run]:
     """Each cause at two places or more, in turns over places and forms."""
-    if method not in _OWN:
-        return
     for n, (cause, detail, changes) in enumerate(_OWN[method]):
         for j in range(3):
-            yield _at(part, method, cause, detail, changes, (shift + 2 * j + n) % len(_PLACES), j)
+            yield _at(method, cause, detail, changes, (shift + 2 * j + n) % len(_PLACES), j)
     for n, (cause, forms) in enumerate(_COMMON.items()):
         for j in range(2):
             detail, changes = forms[(j + shift) % len(forms)]
             at = (shift + n + 3 * j) % len(_PLACES)
             if cause == "dead_units" and _PLACES[at][1] == "vit_mini":  # has no ReLU
                 at = (at + 1) % len(_PLACES)
-            yield _at(part, method, cause, detail, changes, at, j)
+            yield _at(method, cause, detail, changes, at, j)
 
 
 def _at(
-    part: Part,
     method: str,
     cause: str,
     detail: str,
@@ -258,9 +277,9 @@ def _at(
     seed: int,
 ) -> Run:
     data, backbone = _PLACES[place]
-    name = f"{method}-{data}-{backbone}-{cause}-{_word(detail)}"
-    return Run(name, part, method, data, backbone, cause, detail, changes, seed)
+    name = f"{method}-{data}-{backbone}-{cause}-{word(detail)}"
+    return Run(name, method, data, backbone, cause, detail, changes, seed)
 
 
-def _word(text: str) -> str:
+def word(text: str) -> str:
     return "".join(c if c.isalnum() else "-" for c in text).strip("-")
