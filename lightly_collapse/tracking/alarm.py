@@ -10,6 +10,7 @@ Kind = Literal["collapse", "falling_rank", "lost_layer", "not_finite"]
 
 _PREFIX = "collapse/"
 _NARROW = 4
+_HALF = 0.5
 _CAUSES = {
     "narrow": "it has hardly more dimensions: is the projector too narrow?",
     "collapse": "likely causes: units that are dead, weight decay or learning rate too high",
@@ -54,11 +55,14 @@ class _Highest:
     recent: list[float] = field(default_factory=list)
     highest: float = 0.0
 
+    @property
+    def now(self) -> float:
+        return median(self.recent)
+
     def share(self, value: float, smoothing: int) -> float:
         self.recent = [*self.recent, value][-smoothing:]
-        now = median(self.recent)
-        self.highest = max(self.highest, now)
-        return now / self.highest if self.highest > 0 else 1.0
+        self.highest = max(self.highest, self.now)
+        return self.now / self.highest if self.highest > 0 else 1.0
 
 
 @dataclass
@@ -78,26 +82,34 @@ class CollapseAlarm:
       point in one direction: their uniformity is within `least_spread` of 0, that of one point, or
       its share of the layer's own highest is below `spread_fraction` times that of the rank;
     - `falling_rank`: the effective rank, the median of `smoothing` readings, is at most
-      `rank_fraction` of the layer's own highest;
+      `rank_fraction` of the layer's own highest, or at most `few_fraction` of it and no more than
+      `few_dimensions`;
 
     and of every layer
 
     - `lost_layer`: it was measured before and is missing from `patience` readings in a row;
     - `not_finite`: more than `dropped_fraction` of its rows hold NaN or inf.
 
+    The first layer that is measured is taken for the representation, further ones for embeddings.
+    Rows of a representation may share most of their direction in healthy trainings, as after
+    the last normalization of a Vision Transformer, so its directions count only where its rank is
+    down to half of its highest. An embedding's rank falls in healthy trainings as well, to a third
+    of that of random weights and less.
+
     Layers within another, such as the stages of a backbone, are measured but not judged by their
     rank: early ones have few dimensions in healthy trainings too. A warning is given once, and
     again only after the readings were normal in between.
 
-    The thresholds were chosen on 34 collapsed and 36 healthy trainings of SimCLR, BYOL and VICReg,
-    with representation and embedding as layers and 24 readings a run. On MoCo, SimSiam and DINO
-    four of ten alarms were false: where a healthy embedding draws together, as DINO's does, set
-    `least_spread` and `spread_fraction` to 0.
+    The thresholds were chosen on 51 collapsed and 57 healthy trainings of SimCLR, BYOL, VICReg,
+    MoCo, SimSiam and DINO, with representation and embedding as layers and 24 readings a run; see
+    the guide for how often they are right on other methods.
 
     Args:
         complete_rank: an effective rank of centred features; 1 is that of a line.
         least_spread: a uniformity of at least minus this is that of one point.
         rank_fraction: of the layer's own highest rank.
+        few_fraction: of the layer's own highest rank, where few dimensions are left.
+        few_dimensions: so many are few.
         spread_fraction: of the share of its highest that the rank still has; 0 turns it off.
         smoothing: number of readings to take the median of.
         patience: number of readings in a row that may lack a layer.
@@ -119,21 +131,25 @@ class CollapseAlarm:
     def __init__(
         self,
         complete_rank: float = 2.5,
-        least_spread: float = 0.1,
-        rank_fraction: float = 0.25,
-        spread_fraction: float = 0.25,
+        least_spread: float = 0.05,
+        rank_fraction: float = 0.15,
+        spread_fraction: float = 0.15,
         smoothing: int = 3,
         patience: int = 2,
         dropped_fraction: float = 0.0,
+        few_fraction: float = 0.25,
+        few_dimensions: float = 12.0,
         raise_on_alarm: bool = False,
         stop_on_alarm: bool = False,
     ) -> None:
         if not complete_rank >= 1:
             raise ValueError(f"complete_rank must be at least 1, got {complete_rank}")
-        if not least_spread >= 0:
-            raise ValueError(f"least_spread must not be negative, got {least_spread}")
+        for name, least in (("least_spread", least_spread), ("few_dimensions", few_dimensions)):
+            if not least >= 0:
+                raise ValueError(f"{name} must not be negative, got {least}")
         for name, share in (
             ("rank_fraction", rank_fraction),
+            ("few_fraction", few_fraction),
             ("spread_fraction", spread_fraction),
             ("dropped_fraction", dropped_fraction),
         ):
@@ -145,6 +161,8 @@ class CollapseAlarm:
         self.complete_rank = complete_rank
         self.least_spread = least_spread
         self.rank_fraction = rank_fraction
+        self.few_fraction = few_fraction
+        self.few_dimensions = few_dimensions
         self.spread_fraction = spread_fraction
         self.smoothing = smoothing
         self.patience = patience
@@ -171,6 +189,7 @@ class CollapseAlarm:
             layer, _, metric = name.removeprefix(_PREFIX).rpartition("/")
             if name.startswith(_PREFIX) and layer and metric:
                 layers.setdefault(layer, {})[metric] = value
+        outer = [x for x in layers if not any(x.startswith(f"{other}.") for other in layers)]
         found = []
         for layer in dict.fromkeys([*self._layers, *layers]):
             history = self._layers.setdefault(layer, _History())
@@ -180,8 +199,8 @@ class CollapseAlarm:
             else:
                 history.missing = 0
                 warnings = self._not_finite(step, layer, given)
-                if not any(layer.startswith(f"{other}.") for other in layers):
-                    warnings += self._judge(step, layer, history, given)
+                if layer in outer:
+                    warnings += self._judge(step, layer, history, given, layer == outer[0])
             found += [w for w in warnings if w.kind not in history.reported]
             history.reported = {w.kind for w in warnings}
         if not found:
@@ -215,7 +234,12 @@ class CollapseAlarm:
         return [CollapseWarning(message, "not_finite", layer, step, share, self.dropped_fraction)]
 
     def _judge(
-        self, step: int, layer: str, history: _History, given: Mapping[str, float]
+        self,
+        step: int,
+        layer: str,
+        history: _History,
+        given: Mapping[str, float],
+        representation: bool,
     ) -> list[CollapseWarning]:
         rank = given.get("effective_rank")
         if rank is None or (math.isnan(rank) and given.get("rows", 0.0) == 0):
@@ -231,24 +255,25 @@ class CollapseAlarm:
             return [CollapseWarning(message, "collapse", layer, step, rank, self.complete_rank)]
         share = history.ranks.share(rank, self.smoothing)
         spread = -given.get("uniformity", math.nan)
-        warning = self._against_spread(step, layer, history, share, spread)
-        if warning is None and share <= self.rank_fraction:
+        warning = None
+        if not math.isnan(spread):
+            spread_share = history.spreads.share(spread, self.smoothing)
+            if not representation or share <= _HALF:
+                now = history.spreads.now
+                warning = self._against_spread(step, layer, share, now, spread_share)
+        few = share <= self.few_fraction and history.ranks.now <= self.few_dimensions
+        threshold = self.few_fraction if few else self.rank_fraction
+        if warning is None and (few or share <= self.rank_fraction):
             message = (
                 f"{layer} loses dimensions: its effective rank is {rank:.1f}, {share:.0%} of its "
-                f"highest, at most {self.rank_fraction:.0%} (step {step}); "
-                f"{_CAUSES['falling_rank']}"
+                f"highest, at most {threshold:.0%} (step {step}); {_CAUSES['falling_rank']}"
             )
-            warning = CollapseWarning(
-                message, "falling_rank", layer, step, share, self.rank_fraction
-            )
+            warning = CollapseWarning(message, "falling_rank", layer, step, share, threshold)
         return [] if warning is None else [warning]
 
     def _against_spread(
-        self, step: int, layer: str, history: _History, rank_share: float, spread: float
+        self, step: int, layer: str, rank_share: float, spread: float, share: float
     ) -> CollapseWarning | None:
-        if math.isnan(spread):
-            return None
-        share = history.spreads.share(spread, self.smoothing)
         threshold = self.spread_fraction * rank_share
         if spread <= self.least_spread:
             message = (

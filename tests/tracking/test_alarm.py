@@ -41,29 +41,53 @@ def test_a_falling_rank():
     assert "weight decay" in str(found)
 
 
+def test_a_fall_to_a_quarter_counts_only_where_few_dimensions_are_left():
+    assert kinds(CollapseAlarm(smoothing=1), [60, 15, 12.1]) == [None] * 3  # as in healthy SimSiam
+    assert kinds(CollapseAlarm(smoothing=1), [60, 12]) == [None, "falling_rank"]
+    assert kinds(CollapseAlarm(smoothing=1), [100, 15.1, 15]) == [None, None, "falling_rank"]
+
+
 def spread(uniformity, rank=30.0, layer="head"):
-    return reading(rank, layer) | {f"collapse/{layer}/uniformity": uniformity}
+    """Readings of a sound representation and of an embedding."""
+    values = reading(rank, layer) | {f"collapse/{layer}/uniformity": uniformity}
+    return reading(30.0) | values if layer == "head" else values
 
 
 def test_rows_that_point_in_one_direction():
-    assert CollapseAlarm().update(1, spread(-0.11)) is None
-    found = CollapseAlarm().update(1, spread(-0.1))
-    assert (found.kind, found.value, found.threshold) == ("collapse", -0.1, -0.1)
+    assert CollapseAlarm().update(1, spread(-0.051)) is None
+    found = CollapseAlarm().update(1, spread(-0.05))
+    assert (found.kind, found.value, found.threshold) == ("collapse", -0.05, -0.05)
     assert "one direction" in str(found)
     assert "stop-gradient" in str(found)
 
 
 def test_a_spread_that_falls_faster_than_the_rank():
-    alarm = CollapseAlarm(smoothing=1, rank_fraction=0)
+    alarm = CollapseAlarm(smoothing=1, spread_fraction=0.25)
     assert alarm.update(1, spread(-2.0)) is None
     assert alarm.update(2, spread(-0.51)) is None
     found = alarm.update(3, spread(-0.5))
     assert (found.kind, found.value, found.threshold) == ("collapse", 0.25, 0.25)
     # With half of the rank gone, the spread may be half of that.
-    halved = CollapseAlarm(smoothing=1, rank_fraction=0)
+    halved = CollapseAlarm(smoothing=1, spread_fraction=0.25)
     assert halved.update(1, spread(-2.0)) is None
     assert halved.update(2, spread(-0.26, rank=15.0)) is None
-    assert CollapseAlarm(spread_fraction=0).update(1, spread(-2.0)) is None
+    off = CollapseAlarm(smoothing=1, spread_fraction=0)
+    assert off.update(1, spread(-2.0)) is None
+    assert off.update(2, spread(-0.06)) is None
+
+
+def test_directions_of_a_representation_count_only_where_it_has_lost_dimensions():
+    alarm = CollapseAlarm(smoothing=1)
+    assert alarm.update(1, spread(-2.0, layer="backbone")) is None
+    assert alarm.update(2, spread(-0.01, layer="backbone")) is None
+    assert alarm.update(3, spread(-0.01, rank=16.0, layer="backbone")) is None
+    assert alarm.update(4, spread(-0.01, rank=15.0, layer="backbone")).kind == "collapse"
+
+
+def test_a_layer_whose_uniformity_is_not_known_is_judged_by_its_rank():
+    alarm = CollapseAlarm(smoothing=1)
+    assert alarm.update(1, spread(float("nan"))) is None
+    assert alarm.update(2, spread(float("nan"), rank=4.0)).kind == "falling_rank"
 
 
 def test_layers_within_another_are_not_judged_by_their_rank():
@@ -113,6 +137,8 @@ def test_raise_on_alarm():
         ("smoothing", 0),
         ("patience", 0),
         ("least_spread", -0.1),
+        ("few_dimensions", -1.0),
+        ("few_fraction", 1.0),
         ("spread_fraction", 1.0),
     ],
 )

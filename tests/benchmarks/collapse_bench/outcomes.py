@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any, Literal
 
 from tests.benchmarks.collapse_bench.runs import part_of
@@ -15,7 +15,10 @@ Label = Literal["collapsed", "healthy", "unclear"]
 SHARE = 0.6
 """A rank, or a spread of the embedding, of at most this share of the siblings' has fallen."""
 POINTS = 0.03
-"""So much less accuracy than the siblings' is harm."""
+"""So much less accuracy is harm, where it is more than two standard errors of the difference."""
+POINT = 0.05
+"""Rows whose uniformity is within this of 0 are one point on the sphere."""
+_HELD_OUT = {"digits": 540, "cifar10": 640}
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,9 @@ class Outcome:
 
     Attributes:
         label: `collapsed` if a rank or spread fell and an accuracy with it, or training diverged;
-            `healthy` if neither did; `unclear` if one of the two did.
+            `healthy` if neither did; `unclear` if one of the two did. An embedding whose rows are
+            one point has lost its spread whatever the siblings have; a training whose mean accuracy
+            is below that of its own random weights has lost accuracy.
         rank: effective rank of the representation over the siblings'.
         embedding: likewise of the embedding, which the loss acts on.
         spread: likewise the embedding's uniformity, which is 0 where all rows are one point.
@@ -56,7 +61,7 @@ def read_runs(output: Path, part: str | None = None) -> list[dict[str, Any]]:
 def outcomes(records: Sequence[Mapping[str, Any]]) -> dict[str, Outcome]:
     """What became of each run, by name.
 
-    Siblings are those meant to be healthy whose accuracy did not fall below that of their own
+    Siblings are those meant to be healthy whose mean accuracy did not fall below that of their own
     random weights; where a method has none at a place, those of all methods there. So a run that
     was meant to be healthy can turn out to have collapsed.
     """
@@ -74,8 +79,23 @@ def _siblings(
 def _sound(record: Mapping[str, Any]) -> bool:
     if record["cause"] or record["diverged"] or record["detail"] == "other width":
         return False
-    first, last = record["checkpoints"][0]["accuracy"], record["checkpoints"][-1]["accuracy"]
-    return any(last[name] >= first[name] - POINTS for name in ("linear", "knn"))
+    return not _below_random(record)
+
+
+def _below_random(record: Mapping[str, Any]) -> bool:
+    """Whether the mean of both accuracies is below that of the random weights."""
+    first, last = (_mean(record["checkpoints"][i]) for i in (0, -1))
+    return last - first <= -_harm(record, first)
+
+
+def _mean(checkpoint: Mapping[str, Any]) -> float:
+    return float(fmean(checkpoint["accuracy"][name] for name in ("linear", "knn")))
+
+
+def _harm(record: Mapping[str, Any], accuracy: float) -> float:
+    """How much less than an accuracy is more than chance on the held-out images."""
+    variance = accuracy * (1 - accuracy) / _HELD_OUT[record["data"]]
+    return max(POINTS, 2 * math.sqrt(2 * variance))
 
 
 def _outcome(record: Mapping[str, Any], siblings: Sequence[Mapping[str, Any]]) -> Outcome:
@@ -88,12 +108,13 @@ def _outcome(record: Mapping[str, Any], siblings: Sequence[Mapping[str, Any]]) -
         _share(at_end(record, name), (at_end(s, name) for s in siblings))
         for name in ("effective_rank", "uniformity")
     )
-    linear, knn = (
-        last["accuracy"][name] - median(e["accuracy"][name] for e in ends)
-        for name in ("linear", "knn")
-    )
+    reference = {name: median(e["accuracy"][name] for e in ends) for name in ("linear", "knn")}
+    linear, knn = (last["accuracy"][name] - reference[name] for name in reference)
     fell = any(share <= SHARE for share in (rank, embedding, spread))
-    harmed = min(linear, knn) <= -POINTS
+    fell |= -at_end(record, "uniformity") <= POINT
+    harmed = _below_random(record) or any(
+        last["accuracy"][name] - value <= -_harm(record, value) for name, value in reference.items()
+    )
     label: Label = "unclear"
     if fell == harmed:
         label = "collapsed" if fell else "healthy"
