@@ -16,162 +16,24 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from copy import deepcopy
-from functools import cache, partial
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from lightly.loss import NegativeCosineSimilarity, NTXentLoss, VICRegLoss
-from lightly.models.modules import BYOLPredictionHead, BYOLProjectionHead, SimCLRProjectionHead
-from lightly.models.modules.heads import VICRegProjectionHead
-from lightly.models.utils import get_weight_decay_parameters, update_momentum
-from lightly.utils.scheduler import cosine_schedule, cosine_warmup_schedule
-from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, conv1x1
-from torchvision.models.vision_transformer import VisionTransformer
+from lightly.models.utils import get_weight_decay_parameters
+from lightly.utils.scheduler import cosine_warmup_schedule
+from torch import nn
 
 from lightly_collapse._layers import find_weights
 from lightly_collapse.functional import effective_rank
-from lightly_collapse.io.digits import digits_split
 from lightly_collapse.io.files import atomic_write
 from lightly_collapse.loss import OrthogonalityRegularizer
-from lightly_collapse.pretrain.data.augment import DeviceViews, ViewSettings
-from lightly_collapse.pretrain.data.datasets import SmallImageFolder
-from lightly_collapse.pretrain.lars import LARS
+from lightly_collapse.pretrain.data.augment import DeviceViews
 from lightly_collapse.report.accuracy import knn_accuracy
 from tests.benchmarks import auto_strengths as strengths
-
-SIZE = 16
-
-
-class Images(NamedTuple):
-    """Images (n, 3, SIZE, SIZE) in [0, 1] and their labels."""
-
-    train: Tensor
-    train_labels: Tensor
-    test: Tensor
-    test_labels: Tensor
-
-
-@cache
-def load(data: str, cifar: str | None) -> Images:
-    """The images of a data set, once a process."""
-    if data == "digits":
-        split = digits_split(SIZE)
-        return Images(
-            split.train_images.expand(-1, 3, -1, -1),
-            split.train_labels,
-            split.test_images.expand(-1, 3, -1, -1),
-            split.test_labels,
-        )
-    assert cifar is not None
-    cached = Path(cifar) / f"auto-weight-{SIZE}.pt"
-    if not cached.exists():
-        folder = SmallImageFolder(cifar, val="test", image_size=SIZE, train_images=10_000)
-        (train, labels), (test, test_labels) = folder.load()
-        torch.save([train, labels, test[::2].clone(), test_labels[::2].clone()], cached)
-    train, labels, test, test_labels = torch.load(cached, weights_only=True)
-    return Images(train.float() / 255, labels, test.float() / 255, test_labels)
-
-
-def cnn(width: int = 16) -> nn.Module:
-    """Three residual blocks; 4 * width features."""
-
-    def block(inputs: int, outputs: int) -> nn.Module:
-        shortcut = nn.Sequential(conv1x1(inputs, outputs, stride=2), nn.BatchNorm2d(outputs))
-        return BasicBlock(inputs, outputs, stride=2, downsample=shortcut)
-
-    encoder = nn.Sequential(
-        nn.Conv2d(3, width, 3, padding=1, bias=False),
-        nn.BatchNorm2d(width),
-        nn.ReLU(inplace=True),
-        block(width, width),
-        block(width, 2 * width),
-        block(2 * width, 4 * width),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-    )
-    return encoder.to(memory_format=torch.channels_last)
-
-
-def vit(hidden: int = 64) -> nn.Module:
-    """Three layers on 16 patches; the class token."""
-    model = VisionTransformer(SIZE, 4, 3, 4, hidden, 2 * hidden)
-    model.heads = nn.Identity()
-    return model
-
-
-class SimCLR(nn.Module):
-    """NT-Xent behind a projector."""
-
-    def __init__(self, encoder: nn.Module, width: int) -> None:
-        super().__init__()
-        self.encoder, self.head = encoder, SimCLRProjectionHead(width, width, width)
-        self.criterion = NTXentLoss(temperature=0.2)
-
-    def forward(self, x: Tensor, y: Tensor, progress: float) -> tuple[Tensor, Tensor]:
-        """The loss, and the representations of both views."""
-        features = self.encoder(torch.cat([x, y]))
-        return self.criterion(*self.head(features).chunk(2)), features
-
-
-class VICReg(SimCLR):
-    """VICReg."""
-
-    def __init__(self, encoder: nn.Module, width: int) -> None:
-        super().__init__(encoder, width)
-        self.head = VICRegProjectionHead(width, 4 * width, 4 * width)
-        self.criterion = VICRegLoss()
-
-
-class BYOL(SimCLR):
-    """BYOL, momentum from 0.97."""
-
-    def __init__(self, encoder: nn.Module, width: int) -> None:
-        super().__init__(encoder, width)
-        self.head = BYOLProjectionHead(width, 4 * width, width)
-        self.predictor = BYOLPredictionHead(width, 4 * width, width)
-        self.criterion = NegativeCosineSimilarity()
-        self.target = deepcopy(nn.Sequential(self.encoder, self.head)).requires_grad_(False)
-
-    def forward(self, x: Tensor, y: Tensor, progress: float) -> tuple[Tensor, Tensor]:
-        """The loss, and the representations of both views."""
-        online = nn.Sequential(self.encoder, self.head)
-        update_momentum(online, self.target, m=cosine_schedule(int(progress * 1000), 1001, 0.97, 1))
-        features = self.encoder(torch.cat([x, y]))
-        p0, p1 = self.predictor(self.head(features)).chunk(2)
-        with torch.no_grad():
-            z0, z1 = self.target(torch.cat([x, y])).chunk(2)
-        return 4 + 2 * (self.criterion(p0, z1) + self.criterion(p1, z0)), features
-
-
-class Setting(NamedTuple):
-    """One training: data, encoder, method, optimizer."""
-
-    data: str
-    encoder: Callable[[], nn.Module]
-    method: type[SimCLR]
-    optimizer: Callable[[Any], torch.optim.Optimizer]
-    steps: int
-    batch: int = 128
-
-
-_sgd = partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=5e-4)
-_lars = partial(LARS, lr=1.0, momentum=0.9, weight_decay=1e-5, trust_coefficient=0.02)
-_adamw = partial(torch.optim.AdamW, lr=2e-3, weight_decay=1e-4)
-
-SETTINGS = {
-    "digits SimCLR CNN AdamW": Setting("digits", cnn, SimCLR, _adamw, 150),
-    "digits BYOL CNN SGD": Setting("digits", cnn, BYOL, _sgd, 150),
-    "cifar VICReg CNN LARS": Setting("cifar", cnn, VICReg, _lars, 150),
-    "cifar SimCLR ViT AdamW": Setting("cifar", vit, SimCLR, _adamw, 100, 96),
-}
-VIEWS = {
-    "digits": ViewSettings(min_scale=0.6, flip=0.0, jitter=0.5, gray=0.0, blur=(0.0, 0.0)),
-    "cifar": ViewSettings(min_scale=0.2, jitter=0.5, blur=(0.0, 0.0)),
-}
+from tests.benchmarks.auto_settings import FRESH, SETTINGS, SIZE, VIEWS, Images, Setting, load
 
 
 def train(setting: Setting, images: Images, strength: strengths.Strength, seed: int) -> nn.Module:
@@ -265,6 +127,8 @@ STRENGTHS: dict[str, Callable[[], strengths.Strength]] = {
     "LDReg ratio 0.1": partial(strengths.LDRegRatio, 0.1),
     "LDReg ratio 0.3": partial(strengths.LDRegRatio, 0.3),
 }
+CONFIRMED = ("none", "SO decoupled 0.1", *(f"SO {w:g}" for w in (1e-4, 1e-3, 1e-2, 3e-2, 0.1, 1.0)))
+"""What is run in the fresh settings: the choice, a sweep of six weights, nothing."""
 LDREG_SETTINGS = ("digits SimCLR CNN AdamW", "cifar VICReg CNN LARS")
 
 
@@ -274,6 +138,8 @@ def runs(seeds: Sequence[int], cifar: str | None, only: str) -> Iterable[tuple[s
         for name, setting in SETTINGS.items():
             for strength in STRENGTHS:
                 if strength.startswith("LDReg") and name not in LDREG_SETTINGS:
+                    continue
+                if name in FRESH and strength not in CONFIRMED:
                     continue
                 if (setting.data == "digits" or cifar) and only in f"{name} | {strength}":
                     yield name, strength, seed

@@ -18,6 +18,7 @@ from torchvision.models import resnet18
 from lightly_collapse import functional
 from lightly_collapse.callbacks import CollapseMonitor
 from lightly_collapse.metrics import RankMe, Spectrum, collapse_metrics
+from lightly_collapse.tracking import CollapseAlarm, CollapseTracker
 from lightly_collapse.tracking.collector import LayerCollector
 
 
@@ -207,3 +208,53 @@ def test_collapse_monitor_against_a_training_step(benchmark, monkeypatch, tmp_pa
         f"\nCollapseMonitor: {spent / 8:.4f} s a step of {module.seconds / 8:.3f} s: {relative:.2%}"
     )
     assert relative < 0.03
+
+
+def test_alarm_against_a_training_step(benchmark, monkeypatch):
+    """Tracker and alarm at their default schedule, a reading every 100 steps, over one such cycle.
+
+    Only the 16 steps whose rows are collected are trained; in the others the hooks return at once.
+    """
+    spent = {"rows": 0.0}
+    take = LayerCollector._take
+
+    def timed(collector, layer, rows):
+        started = time.perf_counter()
+        take(collector, layer, rows)
+        spent["rows"] += time.perf_counter() - started
+
+    monkeypatch.setattr(LayerCollector, "_take", timed)
+    torch.manual_seed(0)
+    encoder = resnet18(num_classes=1)
+    encoder.fc = nn.Identity()
+    model = nn.ModuleDict({"backbone": encoder, "head": nn.Linear(512, 128)})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    images = normal(256, 3, 32, 32)
+    steps = []
+    alarm = CollapseAlarm()
+    with CollapseTracker(model, layers=("backbone", "head"), alarm=alarm) as tracker:
+        started = time.perf_counter()
+        for _ in range(84):
+            tracker.step()
+        spent["steps"] = time.perf_counter() - started
+        for _ in range(16):
+            started = time.perf_counter()
+            before = spent["rows"]
+            optimizer.zero_grad()
+            model["head"](model["backbone"](images)).square().mean().backward()
+            optimizer.step()
+            steps.append(time.perf_counter() - started - spent["rows"] + before)
+            started = time.perf_counter()
+            tracker.step()
+            spent["steps"] += time.perf_counter() - started
+    assert tracker.readings["collapse/alarm"] == 0
+    relative = sum(spent.values()) / (100 * min(steps))
+    benchmark.extra_info.update(ratio=relative)
+    started = time.perf_counter()
+    benchmark.pedantic(lambda: CollapseAlarm().update(1, tracker.readings), rounds=1)
+    judging = (time.perf_counter() - started) / min(steps) / 100
+    print(
+        f"\ntracker and alarm: {sum(spent.values()):.3f} s in 100 steps of {min(steps):.3f} s: "
+        f"{relative:.2%} of a step, of which the alarm itself {judging:.4%}"
+    )
+    assert relative < 0.01

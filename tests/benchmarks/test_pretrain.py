@@ -19,6 +19,7 @@ BATCH = 256
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 VARIANTS = {
     "SO": ({"orthogonality": Orthogonality("so", 1e-3)}, 0.05),
+    "SO, weight auto": ({"orthogonality": Orthogonality("so", "auto")}, 0.05),
     "SRIP": ({"orthogonality": Orthogonality("srip", 1e-2)}, 0.03),
     "LDReg": ({"ldreg": LDReg(0.1, k=64)}, 0.05),
 }
@@ -43,11 +44,14 @@ def training_step(**regularizers):
     ).to(DEVICE, memory_format=torch.channels_last)
     optimizer = method.optimizer.build(method.trainable_modules(), None, BATCH)
     views = [torch.rand(BATCH, 3, 32, 32, device=DEVICE) for _ in range(2)]
+    auto = method.orthogonality is not None and method.orthogonality.weight == "auto"
+    if auto:
+        method.orthogonality.attach(optimizer)
 
     def step():
         result = method.step(views)
         loss = result.loss
-        if method.orthogonality is not None:
+        if method.orthogonality is not None and not auto:
             loss = loss + method.orthogonality()
         if method.ldreg is not None:
             loss = loss + method.ldreg(*result.features)

@@ -236,8 +236,7 @@ _WIDE: dict[str, Mapping[str, Any]] = {
 def development_runs() -> list[Run]:
     """The runs of the development part, in turns over the methods."""
     by_method = [
-        [*_healthy(method, shift), *_collapsing(method, shift)]
-        for method, shift in _SHIFTS.items()
+        [*_healthy(method, shift), *_collapsing(method, shift)] for method, shift in _SHIFTS.items()
     ]
     return [run for turn in zip_longest(*by_method) for run in turn if run is not None]
 
