@@ -1,6 +1,7 @@
 """A run of `pretrain` as its output folder holds it."""
 
 import csv
+import io
 import math
 import os
 from collections.abc import Mapping
@@ -71,11 +72,12 @@ def read_readings(path: _Path) -> list[dict[str, float]]:
     """The rows of `collapse.csv`; values that are not numbers are nan.
 
     Raises:
-        ValueError: if the file is not whole: no header, no row, or a row of another length.
+        ValueError: if the file is not whole: no header, no row, a row of another length, or a last
+            line without its end.
         OSError: if it cannot be read.
     """
-    with Path(path).open(newline="", encoding="utf-8") as file:
-        rows = list(csv.reader(file))
+    text = Path(path).read_text(encoding="utf-8")
+    rows = list(csv.reader(io.StringIO(text, newline="")))
     if len(rows) < 2:
         raise ValueError(f"readings {path} must have a header and a row, got {len(rows)} lines")
     head = rows[0]
@@ -85,6 +87,8 @@ def read_readings(path: _Path) -> list[dict[str, float]]:
                 f"readings {path} are not finished: line {number} has {len(row)} of {len(head)} "
                 "columns"
             )
+    if not text.endswith("\n"):  # a number may have been cut
+        raise ValueError(f"readings {path} are not finished: line {len(rows)} has no end")
     return [
         {name: _number(text) for name, text in zip(head, row, strict=True) if text}
         for row in rows[1:]

@@ -17,9 +17,9 @@ from lightly_collapse.report.glossary import GLOSSARY
 from lightly_collapse.report.intervals import told_apart
 from lightly_collapse.report.records import OWN_IMAGES, LayerRecord, ModelRecord, finite_json
 
-FITTED: Mapping[str, float] = MappingProxyType({"participation_ratio": 3.17, "mlid": -11.59})
-"""Points of linear accuracy for each unit of a measure's logarithm. Fitted on SimCLR, BYOL and
-VICReg by `tests.benchmarks.collapse_bench select`."""
+FITTED: Mapping[str, float] = MappingProxyType({"participation_ratio": 1.07, "mlid": -10.15})
+"""Points of linear accuracy for each unit of a measure's logarithm. Fitted on SimCLR, BYOL,
+VICReg, MoCo, SimSiam and DINO by `tests.benchmarks.collapse_bench select`."""
 FITTED_DIMENSIONS = (32, 64)
 """Width of the representations that it was fitted on."""
 _COLLAPSED = 0.5

@@ -30,6 +30,7 @@ from lightly_collapse.report.diagnosis import (
     conclude,
 )
 from lightly_collapse.report.records import LayerRecord, ModelRecord, WeightRecord
+from tests.benchmarks.collapse_bench.alarms import share_of
 from tests.benchmarks.collapse_bench.outcomes import outcomes, read_runs
 from tests.benchmarks.collapse_bench.runs import part_of
 
@@ -129,9 +130,7 @@ def score(options: argparse.Namespace) -> None:
         print(f"{verdict:5} {run['name']:60} {given or '-':14} {_facts(diagnosis, evidence)}")
     for kind, values in right.items():
         if values:
-            print(
-                f"{kind}: {sum(values)} of {len(values)}, {100 * sum(values) / len(values):.0f} %"
-            )
+            print(f"{kind}, right: {share_of(sum(values), len(values))}")
 
 
 def _facts(diagnosis: Diagnosis, e: Evidence) -> str:

@@ -59,6 +59,8 @@ def test_bad_input_is_one_line(run, tmp_path, capsys):
     text = (run / "collapse.csv").read_text()
     (tmp_path / "torn" / "collapse.csv").write_text(text[: len(text) - len(text) // 5])
     assert "not finished: line" in error(capsys, tmp_path / "torn")
+    (tmp_path / "torn" / "collapse.csv").write_text(text.strip()[:-1])
+    assert "not finished: line 3 has no end" in error(capsys, tmp_path / "torn")
     (tmp_path / "torn" / "collapse.csv").write_text("step\n")
     assert "a header and a row" in error(capsys, tmp_path / "torn")
     (tmp_path / "torn" / "config.yaml").write_text("seed_everything: 0\n")

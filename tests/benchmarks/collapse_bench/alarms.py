@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from scipy.stats import binomtest
+
 from lightly_collapse.tracking import CollapseAlarm, CollapseWarning
 from tests.benchmarks.collapse_bench.outcomes import POINTS, Outcome
 
@@ -42,13 +44,22 @@ class AlarmScore:
         return len(self.hits) / max(len(self.hits) + len(self.missed), 1)
 
     def __str__(self) -> str:
-        lead = f"{100 * median(self.leads):.0f} %" if self.leads else "none known"
+        leads = ", ".join(f"{100 * lead:+.0f}" for lead in sorted(self.leads))
+        lead = f"{100 * median(self.leads):+.0f} % ({leads})" if self.leads else "none known"
+        alarms, collapsed = len(self.hits) + len(self.false), len(self.hits) + len(self.missed)
         return (
-            f"precision {self.precision:.3f} ({len(self.hits)} of "
-            f"{len(self.hits) + len(self.false)} alarms), recall {self.recall:.3f} "
-            f"({len(self.hits)} of {len(self.hits) + len(self.missed)} collapsed runs), "
-            f"median lead {lead} of the steps ({len(self.leads)} runs whose kNN fell)"
+            f"precision {share_of(len(self.hits), alarms)} of the alarms, "
+            f"recall {share_of(len(self.hits), collapsed)} of the collapsed runs, "
+            f"median lead in percent of the steps {lead}"
         )
+
+
+def share_of(part: int, whole: int) -> str:
+    """A share with its 95 % interval (Clopper and Pearson 1934), as text."""
+    if not whole:
+        return "none"
+    ends = binomtest(part, whole).proportion_ci(method="exact")
+    return f"{part / whole:.3f} [{ends.low:.3f}, {ends.high:.3f}], {part} of {whole}"
 
 
 def score_alarm(

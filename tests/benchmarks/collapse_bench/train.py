@@ -22,7 +22,6 @@ from lightly_collapse.pretrain.command import pretrain
 from lightly_collapse.pretrain.configs import merge
 from lightly_collapse.pretrain.evaluate import measure_on
 from lightly_collapse.pretrain.methods.base import DivergedError
-from lightly_collapse.report.measure import stages
 from tests.benchmarks.collapse_bench.data import BenchCIFAR10, BenchDigits
 from tests.benchmarks.collapse_bench.runs import Run
 
@@ -100,9 +99,7 @@ def _surroundings(
     run: Run, config: dict[str, Any], folder: Path, steps: int, every: int
 ) -> dict[str, Any]:
     head = "student.layers" if run.method == "DINO" else "head"
-    # The stages are those that `measure` takes.
-    model = load_backbone(config)
-    layers = ["backbone", *(f"backbone.{name}" for name in stages(model)), head]
+    layers = ["backbone", head]
     if config["model"]["init_args"].get("projector") == "none":
         layers.remove("head")
     callbacks = [
@@ -131,13 +128,6 @@ def _surroundings(
             "limit_val_batches": 0,
         },
     }
-
-
-def load_backbone(config: dict[str, Any]) -> nn.Module:
-    """The run's backbone with random weights."""
-    from lightly_collapse.io.backbones import BackboneSettings, create_backbone  # noqa: PLC0415
-
-    return create_backbone(BackboneSettings(**config["model"]["init_args"]["backbone"]))
 
 
 def _measured(run: Run, folder: Path, cifar10: str, head: Any) -> list[dict[str, Any]]:
