@@ -163,7 +163,7 @@ def test_the_command_prints_the_answer_and_writes_it(tmp_path, capsys):
     assert main(["select", *paths, "--output", str(tmp_path / "out")]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "Keep b."
-    assert lines[1].startswith("1. b: +1.06 (")
+    assert lines[1].startswith("1. b: +0.93 (")
     assert any(line.startswith("Excluded: c, its effective rank") for line in lines)
     record = json.loads((tmp_path / "out" / "selection.json").read_text())
     assert record["chosen"] == "b"
