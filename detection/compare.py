@@ -32,7 +32,7 @@ from detection.datasets import read_datasets
 from detection.page import write_page
 from detection.photographs import Dataset
 from detection.pictures import Drawn, draw_pictures
-from detection.results import describe_scores, read_predictions, write_json
+from detection.results import describe_scores, read_losses, read_predictions, write_json
 from detection.statistics import markdown_table, summarize, verdicts, warnings
 from lightly_collapse.io.files import atomic_write, check_writable_folder
 from lightly_collapse.io.locks import hold_folder
@@ -188,18 +188,13 @@ def _report(runs: Sequence[Run], dataset: Dataset, output: Path) -> None:
     for run in runs:
         predictions = read_predictions(run.folder)
         curves = average_precision(dataset, predictions, classes)["curves"]
-        shown.append(Drawn(run.name, run.seed, predictions, curves, _losses(run.folder)))
+        shown.append(Drawn(run.name, run.seed, predictions, curves, read_losses(run.folder)))
     write_json(output / "comparison.json", {"rows": rows, "runs": results})
     atomic_write(output / "table.md", lambda file: file.write(f"{text}\n".encode()))
     pictures = draw_pictures(shown, dataset, classes, output)
     write_page(output / "index.html", rows, results, pictures)
     print(text)
     print(f"wrote {output / 'index.html'}")
-
-
-def _losses(folder: Path) -> list[tuple[int, float]]:
-    entries = map(json.loads, (folder / "metrics.json").read_text().splitlines())
-    return [(e["iteration"] + 1, e["total_loss"]) for e in entries if "total_loss" in e]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

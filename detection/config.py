@@ -155,6 +155,14 @@ def fragment_beside(weights: str) -> Path | None:
     return path if path is not None and path.is_file() else None
 
 
+def check_gpus(count: int) -> None:
+    """Raise a ValueError if there are fewer GPUs than asked for by --num-gpus."""
+    if not 0 <= count <= torch.cuda.device_count():
+        raise ValueError(
+            f"--num-gpus: {count} asked for, {torch.cuda.device_count()} found on this machine"
+        )
+
+
 def check_settings(config: Any, num_gpus: int) -> None:
     """What neither trainer could run with, found before the data is read.
 
@@ -178,6 +186,7 @@ def check_settings(config: Any, num_gpus: int) -> None:
         raise ValueError(f"config: MODEL.BACKBONE.FREEZE_AT must be 0 to 5, got {freeze_at}")
     _check_pixels(config["INPUT"], model)
     _check_device(model["DEVICE"], num_gpus)
+    check_gpus(num_gpus)
     for key in ("RESNETS", "FPN"):
         if model[key]["NORM"] not in NORMS:
             raise ValueError(
@@ -217,10 +226,6 @@ def _check_device(name: str, num_gpus: int) -> None:
             raise ValueError(f"config: MODEL.DEVICE {name} cannot be used here") from error
     if device.type == "cuda" and num_gpus and not torch.cuda.is_available():
         raise ValueError("MODEL.DEVICE: no GPU here; give --num-gpus 0 or MODEL.DEVICE cpu")
-    if not 0 <= num_gpus <= max(torch.cuda.device_count(), 0):
-        raise ValueError(
-            f"--num-gpus: {num_gpus} asked for, {torch.cuda.device_count()} found on this machine"
-        )
 
 
 def _check_solver(solver: Mapping[str, Any]) -> None:

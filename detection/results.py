@@ -137,3 +137,20 @@ def write_result(
 def read_predictions(folder: Path) -> list[Prediction]:
     """The predictions that `write_result` wrote."""
     return [Prediction(**entry) for entry in json.loads((folder / "predictions.json").read_text())]
+
+
+def read_losses(folder: Path) -> list[tuple[int, float]]:
+    """Iteration (from 1) and total loss, as metrics.json has them.
+
+    Of an iteration that was repeated after an interruption the later line counts; a line that the
+    interruption cut off is left out.
+    """
+    losses: dict[int, float] = {}
+    for line in (folder / "metrics.json").read_text().splitlines():
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if "total_loss" in entry:
+            losses[entry["iteration"] + 1] = entry["total_loss"]
+    return sorted(losses.items())

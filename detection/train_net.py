@@ -1,19 +1,21 @@
 """Fine-tune an exported backbone with detectron2, and measure AP.
 
 detectron2's standard script with its standard arguments, for the configurations in
-configs/detection, VOC and any folder in VOC format:
+configs/detection, VOC, COCO and any folder in one of their formats:
 
     python -m detection.train_net --num-gpus 8 --config-file configs/detection/voc_R50_C4_24k.yaml \
         MODEL.WEIGHTS r50.pkl OUTPUT_DIR runs/r50
 """
 
+import builtins
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-import torch
+from torch.multiprocessing import ProcessRaisedException
 
-from detection.config import add_arguments, parse_arguments
+from detection.config import check_gpus, make_parser, parse_arguments, run_command
+from lightly_collapse.io.locks import HeldError
 
 _MISSING = (
     "detectron2 is not installed: see https://detectron2.readthedocs.io/tutorials/install.html, "
@@ -22,40 +24,60 @@ _MISSING = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; 0, or 2 after one line where an argument or an input is at fault."""
-    program = "detection.train_net"
-    if importlib.util.find_spec("detectron2") is None:
-        print(f"{program}: error: {_MISSING}", file=sys.stderr)
-        return 2
-    from detectron2.engine import default_argument_parser, launch  # noqa: PLC0415
+    """The command; its exit status is that of `run_command`."""
+    parser = make_parser(__doc__.splitlines()[0])
+    parser.add_argument("--num-machines", type=int, default=1, help="that train together")
+    parser.add_argument("--machine-rank", type=int, default=0, help="this machine's, from 0")
+    parser.add_argument(
+        "--dist-url", default="auto", help="tcp://HOST:PORT of machine 0; needed for several"
+    )
 
-    from detection.detectron2.trainer import run  # noqa: PLC0415
-
-    parser = default_argument_parser()
-    add_arguments(parser)
-    parser.set_defaults(num_gpus=min(1, torch.cuda.device_count()))
     arguments = parse_arguments(parser, argv)
-    if not 0 <= arguments.num_gpus <= torch.cuda.device_count():
-        print(
-            f"{program}: error: --num-gpus: {arguments.num_gpus} asked for, "
-            f"{torch.cuda.device_count()} found on this machine",
-            file=sys.stderr,
+
+    def run_here() -> None:
+        if importlib.util.find_spec("detectron2") is None:
+            raise ValueError(_MISSING)
+        from detectron2.engine import launch  # noqa: PLC0415
+
+        from detection.detectron2.trainer import run  # noqa: PLC0415
+
+        check_gpus(arguments.num_gpus)
+        if arguments.num_machines > 1 and arguments.dist_url == "auto":
+            raise ValueError("--dist-url: must be tcp://HOST:PORT for several machines")
+        with_plain_errors(
+            lambda: launch(
+                run,
+                arguments.num_gpus,
+                num_machines=arguments.num_machines,
+                machine_rank=arguments.machine_rank,
+                dist_url=arguments.dist_url,
+                args=(arguments,),
+            )
         )
-        return 2
+
+    return run_command(parser, run_here)
+
+
+def with_plain_errors(start: Callable[[], None]) -> None:
+    """Start processes; an error in one of them is raised here as it was there.
+
+    Args:
+        start: returns when the processes have ended.
+
+    Raises:
+        ValueError: where one of them ended with an error about arguments, data or files.
+        ProcessRaisedException: where one ended otherwise, with its traceback.
+    """
     try:
-        launch(
-            run,
-            arguments.num_gpus,
-            num_machines=arguments.num_machines,
-            machine_rank=arguments.machine_rank,
-            dist_url=arguments.dist_url,
-            args=(arguments,),
-        )
-    # detectron2 ends a training whose loss is not finite with a FloatingPointError.
-    except (ValueError, OSError, FloatingPointError) as error:
-        print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+        start()
+    except ProcessRaisedException as error:
+        # Its text is the traceback, which ends with the type and the message.
+        name, _, message = str(error).strip().splitlines()[-1].partition(": ")
+        kind = {**vars(builtins), "lightly_collapse.io.locks.HeldError": HeldError}.get(name)
+        expected = (ValueError, OSError, FloatingPointError)
+        if isinstance(kind, type) and issubclass(kind, expected):
+            raise ValueError(message) from error
+        raise
 
 
 if __name__ == "__main__":

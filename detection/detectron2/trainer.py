@@ -3,6 +3,7 @@
 import argparse
 import time
 import weakref
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from detection.layer_decay import learning_rate_factor
 from detection.photographs import Dataset
 from detection.results import NOTHING_TO_EVALUATE, RunRecord, describe_scores, write_result
 from lightly_collapse.io.files import check_writable_folder
+from lightly_collapse.io.locks import hold_folder
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -43,6 +45,14 @@ def run(arguments: argparse.Namespace) -> None:
     started = time.perf_counter()
     cfg = configure(arguments)
     folder = check_writable_folder(cfg.OUTPUT_DIR)
+    # One process of a run holds it for all of them.
+    with hold_folder(folder) if comm.is_main_process() else nullcontext():
+        _train_and_evaluate(cfg, arguments, folder, started)
+
+
+def _train_and_evaluate(
+    cfg: Any, arguments: argparse.Namespace, folder: Path, started: float
+) -> None:
     training_set, test_set, classes = read_datasets(
         cfg.DATASETS, arguments.eval_only, cfg.MODEL.MASK_ON
     )

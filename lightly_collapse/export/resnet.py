@@ -130,10 +130,12 @@ def _check_stem(state: Mapping[str, Tensor]) -> None:
         )
     kernel = tuple(state["conv1.weight"].shape)
     if kernel[2:] == (3, 3):
+        has_four = any(name.startswith("layer4.") for name in state)
+        stages = "" if has_four else " and four stages, as resnet18 and resnet50 have"
         raise ValueError(
             f"backbone: conv1 is 3x3 (shape {kernel}): a CIFAR stem, made for images of 32 pixels; "
             f"detectron2's ResNet starts with a 7x7 convolution of stride 2 and max-pooling, so "
-            f"these weights cannot be moved into it: pretrain with the ImageNet stem"
+            f"these weights cannot be moved into it: pretrain with the ImageNet stem{stages}"
         )
     if kernel[1:] == (3, 7, 7) and kernel[0] != 64:
         raise ValueError(

@@ -6,9 +6,9 @@ import pytest
 
 from detection.average_precision import Prediction, average_precision
 from detection.photographs import Box, Dataset, Photograph
-from detection.results import read_predictions, write_result
+from detection.results import read_losses, read_predictions, write_result
 
-pytest.importorskip("pycocotools", reason="torchmetrics counts with pycocotools")
+pytest.importorskip("pycocotools", reason="average precision is counted with pycocotools")
 
 
 def dataset(*boxes_of_images):
@@ -72,3 +72,16 @@ def test_result_file(tmp_path):
     assert result["AP50_by_class"] == {"a": pytest.approx(100)}
     assert (result["seed"], result["images"], result["boxes"]) == (3, 1, 1)
     assert read_predictions(tmp_path) == predictions
+
+
+def test_losses_of_a_run_that_was_killed_and_resumed(tmp_path):
+    lines = [
+        '{"iteration": 19, "total_loss": 2.0}',
+        '{"iteration": 39, "total_loss": 9.0}',
+        '{"iteration": 59, "tot',
+        '{"iteration": 39, "total_loss": 1.5}',
+        '{"iteration": 59, "total_loss": 1.0}',
+        '{"iteration": 59, "data_time": 0.1}',
+    ]
+    (tmp_path / "metrics.json").write_text("\n".join(lines))
+    assert read_losses(tmp_path) == [(20, 2.0), (40, 1.5), (60, 1.0)]

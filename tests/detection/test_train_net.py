@@ -8,16 +8,19 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import pytest
 import torch
 import torchvision
+from torch import multiprocessing
 
 from detection import train_net
 from detection.average_precision import average_precision
 from detection.voc import read_voc
 from lightly_collapse.export import read_detectron2, to_detectron2
+from lightly_collapse.io.locks import HeldError
 from tests.detection.conftest import TINY, annotation
 from tests.detection.test_train_torchvision import bad_weights
 
@@ -43,6 +46,56 @@ def test_without_detectron2_one_line_says_so(monkeypatch, capsys):
     assert "not installed" in captured.err
     assert "install.html" in captured.err
     assert "detection.train_torchvision" in captured.err
+
+
+def fail(_process, message):
+    raise ValueError(message)
+
+
+@pytest.mark.slow
+def test_an_error_in_a_process_of_several_is_that_error():
+    with pytest.raises(ValueError, match=r"^image a\.jpg: cannot be read$"):
+        train_net.with_plain_errors(
+            lambda: multiprocessing.spawn(fail, ("image a.jpg: cannot be read",), nprocs=2)
+        )
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (FileNotFoundError(2, "No such file", "a.jpg"), ValueError),
+        (HeldError("out is being written by another process"), ValueError),
+        (IndexError("a fault of the program"), multiprocessing.ProcessRaisedException),
+    ],
+    ids=["file", "held", "fault"],
+)
+def test_which_errors_of_a_process_are_one_line(error, raised):
+    def start():
+        text = "".join(traceback.format_exception(error))
+        raise multiprocessing.ProcessRaisedException(f"\n\n-- Process 0:\n{text}", 0, 1)
+
+    with pytest.raises(raised) as caught:
+        train_net.with_plain_errors(start)
+    if raised is ValueError:
+        assert str(caught.value) == str(error)
+
+
+@needs_detectron2
+@pytest.mark.slow
+def test_two_processes_share_a_run(digits_root, tmp_path):
+    from detectron2.engine import launch  # noqa: PLC0415
+
+    from detection.config import make_parser, parse_arguments  # noqa: PLC0415
+    from detection.detectron2.trainer import run  # noqa: PLC0415
+
+    words = arguments(digits_root, tmp_path, "MODEL.RESNETS.NORM", "naiveSyncBN")
+    launch(run, 2, dist_url="auto", args=(parse_arguments(make_parser("test"), words),))
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert (result["iterations"], result["images"]) == (4, 4)
+    # Half of the test images were each process's.
+    predictions = json.loads((tmp_path / "predictions.json").read_text())
+    assert len({prediction["image_id"] for prediction in predictions}) == 4
+    assert not list(tmp_path.glob(".*"))
 
 
 @needs_detectron2
