@@ -186,17 +186,44 @@ def _mask(value: Any, label: str, size: tuple[int, int]) -> Any:
         if any(len(polygon) < 6 or len(polygon) % 2 for polygon in polygons):
             raise ValueError(f"{label}: a polygon needs three points at least, x and y of each")
         return polygons
-    if isinstance(value, dict) and list(value.get("size", [])) == list(size):
+    if isinstance(value, dict) and value.get("size") == list(size):
         counts = value.get("counts")
-        if isinstance(counts, (str, bytes)):
-            return {"size": list(size), "counts": counts}
-        if isinstance(counts, list) and all(isinstance(c, int) and c >= 0 for c in counts):
-            if sum(counts) == size[0] * size[1]:
+        runs = _decode_runs(counts) if isinstance(counts, str) else counts
+        if isinstance(runs, list) and all(type(run) is int and run >= 0 for run in runs):
+            if sum(runs) == size[0] * size[1]:
                 return {"size": list(size), "counts": counts}
-            raise ValueError(f"{label}: the runs of its mask sum to {sum(counts)}, not {size}")
+            raise ValueError(
+                f"{label}: the runs of its mask sum to {sum(runs)}, not {size[0]} x {size[1]}"
+            )
     raise ValueError(
         f"{label}: segmentation must be polygons or a run-length encoding of size {list(size)}"
     )
+
+
+def _decode_runs(text: str) -> list[int] | None:
+    """The lengths in COCO's compressed encoding; None where it is none.
+
+    Five bits a character, least significant first, the sixth for "more follows"; from the fourth
+    run on each is the difference to the last but one. pycocotools leaves pixels beyond the last
+    run undefined, so that their number has to be checked here.
+    """
+    digits = [ord(character) - 48 for character in text]
+    if not digits or min(digits) < 0 or max(digits) > 63 or digits[-1] & 32:
+        return None
+    runs: list[int] = []
+    value = shift = 0
+    for digit in digits:
+        value |= (digit & 31) << shift
+        shift += 5
+        if digit & 32:
+            if shift > 60:  # longer than any number of pixels
+                return None
+            continue
+        if digit & 16:
+            value -= 1 << shift
+        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+        value = shift = 0
+    return runs
 
 
 def _numbers(value: Any, count: int | None, label: str) -> list[float]:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from detection.average_precision import Prediction, average_precision, decode_mask, encode_mask
-from detection.coco import read_coco
+from detection.coco import _decode_runs, read_coco
 from detection.datasets import read_datasets
 from detection.results import write_result
 from tests.detection.conftest import ellipse_runs, octagon
@@ -141,12 +141,27 @@ def first(key, value):
         (first("segmentation", [[1, 2, 3, 4]]), "three points"),
         (first("segmentation", {"size": [1, 1], "counts": [1]}), "of size"),
         (first("segmentation", {"size": [72, 96], "counts": [5]}), "sum to 5"),
+        (first("segmentation", {"size": [72, 96], "counts": "0"}), "sum to 0, not 72 x 96"),
+        (first("segmentation", {"size": [72, 96], "counts": "PP"}), "of size"),
+        (first("segmentation", {"size": [72, 96], "counts": "é"}), "of size"),
+        (first("segmentation", {"size": [72, 96], "counts": "o" * 1000}), "of size"),
         (first("segmentation", None), "has no segmentation"),
     ],
 )
 def test_refused(one, change, why):
     with pytest.raises(ValueError, match=why):
         read_coco("test", one(change), with_masks=True)
+
+
+def test_compressed_run_lengths_are_those_of_pycocotools():
+    rng = np.random.default_rng(0)
+    for share in (0.0, 0.01, 0.5, 1.0):
+        mask = rng.random((37, 53)) < share
+        counts = encode_mask(mask)["counts"]
+        flat = np.concatenate([[False], mask.T.ravel()])
+        changes = np.flatnonzero(flat[1:] != flat[:-1])
+        wanted = np.diff(np.concatenate([[0], changes, [mask.size]]))
+        assert _decode_runs(counts) == wanted.tolist()
 
 
 def test_polygons_stay_polygons_unless_there_are_run_lengths(one):
