@@ -5,7 +5,6 @@ The folder holds annotations/<split>.json (or instances_<split>.json) and the im
 """
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ COCO_DATASETS = {
 }
 # Below this many images their headers are read at once; above, sizes are checked when decoded.
 _CHECKED_IMAGES = 20_000
+_LARGEST = 1e15  # whole numbers in JSON have no bound, and NaN is below none
 
 
 def annotation_file(root: Path, split: str) -> Path | None:
@@ -94,6 +94,12 @@ def _read(path: Path) -> dict[str, Any]:
         entries = content.get(key) if isinstance(content, dict) else None
         if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
             raise ValueError(f"annotations {path}: must hold a list of objects under {key!r}")
+        for field in ("id", "file_name", "image_id", "category_id"):
+            if wrong := [e[field] for e in entries if isinstance(e.get(field), (list, dict))]:
+                raise ValueError(
+                    f"annotations {path}: {field} in {key!r} must be a number or a name, got "
+                    f"{wrong[0]!r:.60}"
+                )
     return dict(content)
 
 
@@ -230,7 +236,7 @@ def _numbers(value: Any, count: int | None, label: str) -> list[float]:
     if not isinstance(value, list) or (count is not None and len(value) != count):
         raise ValueError(f"{label}: must be a list of {count or 'some'} numbers, got {value!r:.60}")
     if any(
-        isinstance(v, bool) or not isinstance(v, (int, float)) or not math.isfinite(v)
+        isinstance(v, bool) or not isinstance(v, (int, float)) or not abs(v) < _LARGEST
         for v in value
     ):
         raise ValueError(f"{label}: must hold finite numbers, got {value!r:.60}")

@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
+
+from lightly_collapse.io.images import UnreadableImageError, open_rgb
 
 _EXIF_ORIENTATION = 274
 # What Pillow raises on damaged or oversized files of its many formats.
@@ -18,8 +20,6 @@ _UNREADABLE = (
     EOFError,
     Image.DecompressionBombError,
 )
-# Grey images of 16 bits; Pillow's own conversion to RGB clips them at 255.
-_SIXTEEN_BITS = {"I", "I;16", "I;16B", "I;16L", "I;16N"}
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,8 @@ def image_size(path: Path) -> tuple[int, int]:
 def load_pixels(path: Path, size: tuple[int, int] | None = None) -> npt.NDArray[np.uint8]:
     """An image as RGB, (height, width, 3), rotated as its EXIF tag says.
 
-    Grey images of 16 bits are scaled to 8; CMYK and palettes are converted, transparency dropped.
+    Decoded as `lightly_collapse.io.images.open_rgb` does: grey images of 16 bits are scaled to 8,
+    CMYK and palettes are converted, transparency is dropped.
 
     Args:
         path: the image file.
@@ -164,18 +165,9 @@ def load_pixels(path: Path, size: tuple[int, int] | None = None) -> npt.NDArray[
         ValueError: naming the file, if it cannot be decoded or has another size.
     """
     try:
-        with Image.open(path) as opened:
-            image = ImageOps.exif_transpose(opened)
-            if image.mode in _SIXTEEN_BITS:
-                levels = np.asarray(image).astype(np.int64)
-                if levels.min() < 0 or levels.max() > 65535:
-                    raise ValueError(f"levels {levels.min()} to {levels.max()}, not 16 bits")
-                grey = ((levels + 128) // 257).astype(np.uint8)
-                pixels = np.repeat(grey[..., None], 3, axis=2)
-            else:
-                pixels = np.array(image.convert("RGB"))
-    except _UNREADABLE as error:
-        raise ValueError(f"image {path}: cannot be read ({error})") from error
+        pixels = np.array(open_rgb(path))
+    except UnreadableImageError as error:
+        raise ValueError(f"image {path}: cannot be read ({error.__cause__})") from error
     if size is not None and pixels.shape[1::-1] != tuple(size):
         raise ValueError(
             f"image {path}: has {pixels.shape[1]}x{pixels.shape[0]} pixels, its annotation says "

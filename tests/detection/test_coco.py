@@ -138,6 +138,11 @@ def first(key, value):
         (first("image_id", 99), "unknown images 99"),
         (first("bbox", [1, 2, 3]), "must be a list of 4 numbers"),
         (first("bbox", [1, 2, "x", 4]), "finite numbers"),
+        (first("bbox", [10**400, 1, 1, 1]), "finite numbers"),
+        (
+            first("image_id", [1]),
+            r"image_id in 'annotations' must be a number or a name, got \[1\]",
+        ),
         (first("segmentation", [[1, 2, 3, 4]]), "three points"),
         (first("segmentation", {"size": [1, 1], "counts": [1]}), "of size"),
         (first("segmentation", {"size": [72, 96], "counts": [5]}), "sum to 5"),

@@ -19,6 +19,12 @@ def test_sixteen_bits_keep_their_grey_levels(tmp_path):
     assert np.abs(pixels[..., 1] / 255 - RAMP).max() <= 0.5 / 255 + 1e-4
 
 
+def test_floating_point_levels_are_refused(tmp_path):
+    Image.fromarray(RAMP.astype(np.float32)).save(tmp_path / "float.tiff")
+    with pytest.raises(ValueError, match=r"float\.tiff: cannot be read \(values of 32 bits"):
+        load_pixels(tmp_path / "float.tiff")
+
+
 def test_cmyk_palette_and_transparency(tmp_path):
     red = Image.new("RGB", (20, 10), (250, 10, 20))
     red.convert("CMYK").save(tmp_path / "print.jpg", quality=95)
