@@ -16,6 +16,7 @@ _TOY_OPTIONS = {
     "implicit-regularization": {"runs", "noise", "steps", "layers", "relu"},
     "landscape": set[str](),
     "digits": {"steps"},
+    "relu-layer": {"steps"},
 }
 
 

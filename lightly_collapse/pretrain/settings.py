@@ -128,7 +128,10 @@ class OptimizerSettings:
         betas: decay rates of AdamW's two moving averages.
         trust_coefficient: of LARS, the paper's eta.
         clip_rate: of LARS: no weight's adapted learning rate exceeds the schedule's.
-        weight_decay: on weights; biases and normalisation layers have none.
+        weight_decay: on weights; biases and normalisation layers have none, and with LARS no
+            adapted rate.
+        decay_biases: treat biases and normalisation layers as weights, as torch's optimizers do
+            with `model.parameters()`.
         warmup_epochs: of linear warm-up.
         min_lr_factor: learning rate at the end, as a share of its peak.
         probe_learning_rate: of the online linear probe; None for 0.1 with SGD or LARS and 1e-3
@@ -144,6 +147,7 @@ class OptimizerSettings:
     trust_coefficient: float = 1e-3
     clip_rate: bool = False
     weight_decay: float = 5e-4
+    decay_biases: bool = False
     warmup_epochs: int = 0
     min_lr_factor: float = 0.0
     probe_learning_rate: float | None = None
@@ -196,7 +200,9 @@ class OptimizerSettings:
         """
         decayed, undecayed = (
             [parameter for parameter in group if parameter.requires_grad]
-            for group in get_weight_decay_parameters(modules)
+            for group in get_weight_decay_parameters(
+                modules, decay_norm=self.decay_biases, decay_bias=self.decay_biases
+            )
         )
         groups = [
             {"params": decayed, "weight_decay": self.weight_decay},

@@ -26,11 +26,16 @@ from lightly_collapse.report.pages.toy import (
     alignment_figure,
     amplitudes_figure,
     answer_figure,
-    comparison_figure,
     landscape_figure,
     layers_figure,
     spectra_figure,
     weights_figure,
+)
+from lightly_collapse.report.toy_training import (
+    Content,
+    OnProgress,
+    digits_content,
+    relu_layer_content,
 )
 from lightly_collapse.theory import (
     LinearDynamics,
@@ -38,13 +43,11 @@ from lightly_collapse.theory import (
     implicit_regularization_dynamics,
     strong_augmentation_dynamics,
 )
-from lightly_collapse.theory.against_training import compare_on_digits
 from lightly_collapse.theory.questions import answer_all
 
-_Progress = Callable[[int, int], None]
-_Content = dict[str, Any]  # title, verdict, figures (figure, caption, description), table, record
-
-Experiment = Literal["strong-augmentation", "implicit-regularization", "landscape", "digits"]
+Experiment = Literal[
+    "strong-augmentation", "implicit-regularization", "landscape", "digits", "relu-layer"
+]
 EXPERIMENTS: tuple[Experiment, ...] = get_args(Experiment)
 """Names for `toy`."""
 
@@ -73,7 +76,7 @@ def toy(
     Prints the numbers and writes `toy.json`, `figure.png` and `report.html`.
 
     Args:
-        experiment: strong-augmentation, implicit-regularization, landscape or digits.
+        experiment: strong-augmentation, implicit-regularization, landscape, digits or relu-layer.
         runs: of the first two experiments, one a seed; 5 by default.
         seed: the first.
         noise: standard deviation of the augmentation in the first two; the papers' by default.
@@ -124,7 +127,7 @@ def toy(
     console.print(f"{seconds:.0f} s. Wrote report.html, figure.png and toy.json to {folder}")
 
 
-def _strong_augmentation(seeds: range, options: dict[str, Any], progress: _Progress) -> _Content:
+def _strong_augmentation(seeds: range, options: dict[str, Any], progress: OnProgress) -> Content:
     # Often enough to see the first moments, in which the closed form holds.
     run = strong_augmentation_dynamics(**options, record_every=10, seeds=seeds, progress=progress)
     noise = float(options.get("noise", 1.5))
@@ -171,8 +174,8 @@ def _strong_augmentation(seeds: range, options: dict[str, Any], progress: _Progr
 
 
 def _implicit_regularization(
-    seeds: range, options: dict[str, Any], progress: _Progress
-) -> _Content:
+    seeds: range, options: dict[str, Any], progress: OnProgress
+) -> Content:
     run = implicit_regularization_dynamics(**options, seeds=seeds, progress=progress)
     final = run.spectrum[-1].clamp(min=1e-38).log()
     what = f"{_COUNTS.get(len(run.layers), len(run.layers))} layer{'s' * (len(run.layers) > 1)}"
@@ -201,12 +204,13 @@ def _implicit_regularization(
                 if solved
                 else ""
             )
-            + ": small singular values grow exponentially more slowly, and never arrive.",
+            + ": small singular values grow exponentially more slowly, and the smallest have not "
+            "arrived at the end.",
         ),
         (
             weights_figure(run),
             "Singular values of the weights over training, first seed: the large ones grow "
-            "together, the small ones stay where they started.",
+            "together, the smallest stay near where they started.",
         ),
     ]
     if run.alignment is None:
@@ -214,7 +218,7 @@ def _implicit_regularization(
     figures.append(
         (
             alignment_figure(run),
-            "Alignment of the last two layers at the end, |V2ᵀ U1|, first seed. Where two blocks "
+            "Alignment of the last two layers at the end, |Vᵀ U|, first seed. Where two blocks "
             "show, they are the directions that grew, among which nearly equal singular values "
             "leave the vectors free, and those that lag behind.",
         )
@@ -222,7 +226,7 @@ def _implicit_regularization(
     return _content("Overparameterized networks collapse by themselves", verdict, figures, run)
 
 
-def _landscape(seeds: range, _options: dict[str, Any], progress: _Progress) -> _Content:
+def _landscape(seeds: range, _options: dict[str, Any], progress: OnProgress) -> Content:
     answers = answer_all(seeds[0], progress)
     figures = [
         (
@@ -243,69 +247,18 @@ def _landscape(seeds: range, _options: dict[str, Any], progress: _Progress) -> _
     }
 
 
-def _digits(seeds: range, options: dict[str, Any], progress: _Progress) -> _Content:
-    found = compare_on_digits(**options, seed=seeds[0], progress=progress)
-    worst = max(c.largest_error() for c in found)
-    plain = [c.correlation(finite_time=False) for c in found]
-    timed = [c.correlation() for c in found]
-    rows = [
-        [
-            f"{c.noise:g}",
-            f"{100 * c.largest_error():.1f} %",
-            f"{int((c.spectral > 1e-2 * c.spectral[0]).sum())}",
-            f"{c.correlation(finite_time=False):.3f}",
-            f"{c.correlation():.3f}",
-        ]
-        for c in found
-    ]
-    return {
-        "title": "Prediction beside training, on handwritten digits",
-        "verdict": [
-            "Spectral contrastive loss, trained to convergence: the largest error of an eigenvalue "
-            f"above 1e-2 of the largest is {100 * worst:.1f} %, over {len(found)} strengths.",
-            f"InfoNCE, stopped: the log spectra correlate by {min(plain):.2f} to {max(plain):.2f} "
-            f"with the landscape's, and by {min(timed):.3f} to {max(timed):.3f} with those of the "
-            "linear dynamics run to the training time.",
-        ],
-        "figures": [
-            (
-                comparison_figure(found),
-                "Eigenvalues of the clean embedding's covariance, each divided by its largest: "
-                "prediction (lines) and training (dots). Noise on a random half of the directions "
-                "of pixel space.",
-            )
-        ],
-        "table": (
-            ["noise", "largest error, spectral loss", "eigenvalues compared",
-             "correlation, InfoNCE and landscape", "InfoNCE and linear dynamics"],
-            rows,
-        ),
-        "record": {
-            "comparisons": [
-                {
-                    "noise": c.noise,
-                    "predicted": c.predicted.tolist(),
-                    "spectral_contrastive": c.spectral.tolist(),
-                    "infonce": None if c.infonce is None else c.infonce.tolist(),
-                    "finite_time": None if c.finite_time is None else c.finite_time.tolist(),
-                }
-                for c in found
-            ]
-        },
-    }  # fmt: skip
-
-
-_RUNS: dict[Experiment, Callable[[range, dict[str, Any], _Progress], _Content]] = {
+_RUNS: dict[Experiment, Callable[[range, dict[str, Any], OnProgress], Content]] = {
     "strong-augmentation": _strong_augmentation,
     "implicit-regularization": _implicit_regularization,
     "landscape": _landscape,
-    "digits": _digits,
+    "digits": digits_content,
+    "relu-layer": relu_layer_content,
 }
 
 
 def _content(
     title: str, verdict: list[str], figures: list[tuple[Any, str]], run: LinearDynamics
-) -> _Content:
+) -> Content:
     final = run.spectrum[-1]
     header = ["seed", *(str(k + 1) for k in range(final.shape[1]))]
     rows = [[str(k), *map(_short, row)] for k, row in enumerate(final.tolist())]

@@ -1,13 +1,19 @@
 """Recipes that carry a paper's name, value by value against where the value is published."""
 
+from dataclasses import asdict
+
 import pytest
 
+from lightly_collapse.io.backbones import BackboneSettings
 from lightly_collapse.pretrain.configs import find_config, list_configs, load_config
+from lightly_collapse.pretrain.data.augment import ViewSettings
+from lightly_collapse.pretrain.settings import OptimizerSettings
 
 SOLO = "solo-learn, scripts/pretrain/"
 LDREG = "LDReg code, configs/"
 CIFAR_VIEWS = {
     "min_scale": 0.08,
+    "gray": 0.2,
     "jitter": 1.0,
     "brightness": 0.4,
     "contrast": 0.4,
@@ -17,31 +23,53 @@ CIFAR_VIEWS = {
     "solarize": [0.0, 0.2],
 }
 SIMCLR_VIEWS = {
-    **{"min_scale": 0.08, "jitter": 1.0},
+    **{"min_scale": 0.08, "jitter": 1.0, "gray": 0.2},
     **{"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2},
-    "blur": [0.5, 0.5],
+    **{"blur": [0.5, 0.5], "solarize": [0.0, 0.0]},
 }
 BYOL_VIEWS = {
     **{key: CIFAR_VIEWS[key] for key in ("brightness", "contrast", "saturation", "hue")},
-    "min_scale": 0.08,
+    **{"min_scale": 0.08, "jitter": 1.0, "gray": 0.2},
     "blur": [1.0, 0.1],
     "solarize": [0.0, 0.2],
 }
+# MAE changes no colours: its jitter is zero.
+EVERY_VIEW = {"flip": 0.5, "vertical_flip": 0.0, "jitter_probability": 0.8, "noise": 0.0}
+MAE_VIEWS = {"min_scale": 0.2, "jitter": 0.0, "gray": 0.0, "blur": [0.0, 0.0]}
 MOCO_VIEWS = {
-    "min_scale": 0.2,
+    **{"min_scale": 0.2, "jitter": 1.0, "gray": 0.2},
     **{"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1},
-    "blur": [0.5, 0.5],
+    **{"blur": [0.5, 0.5], "solarize": [0.0, 0.0]},
 }
 
 
 def optimizer(name, rate, scaling, decay, warmup, **more):
-    settings = {"name": name, "learning_rate": rate, "weight_decay": decay, **more}
-    settings |= {"scaling": scaling} if scaling else {}
-    return {"optimizer": {**settings, "warmup_epochs": warmup}}
+    published = {"momentum": 0.9, "min_lr_factor": 0.0, "decay_biases": False}
+    published |= {"trust_coefficient": 1e-3, "clip_rate": False, "scaling": scaling or "none"}
+    published |= {"name": name, "learning_rate": rate, "weight_decay": decay, **more}
+    return {"optimizer": {**published, "warmup_epochs": warmup}}
 
 
 CLIPPED = {"trust_coefficient": 0.02, "clip_rate": True}
 DIRECTCLR = optimizer("lars", 4.8, None, 1e-6, 10, min_lr_factor=1e-3)
+
+# solo-learn and MoCo take torchvision's ResNet as it is; LDReg, DirectCLR, VICReg and Barlow Twins
+# start its residual branches at zero.
+PLAIN = {"name": "resnet50", "stem": "imagenet", "zero_init_residual": False}
+ZERO_INIT = {**PLAIN, "zero_init_residual": True}
+CIFAR = {"name": "resnet18", "stem": "cifar", "width": 64, "zero_init_residual": False}
+VIT = {"name": "vit_base", "image_size": 224, "patch_size": 16}
+BACKBONES = {
+    "cifar100-resnet18-byol": CIFAR,
+    "cifar100-resnet18-simclr": CIFAR,
+    "cifar100-resnet18-dino": CIFAR,
+    "cifar100-vit-base-dino": {**VIT, "image_size": 32, "patch_size": 4},
+    "imagenet100-resnet18-byol": {**PLAIN, "name": "resnet18"},
+    "imagenet1k-resnet50-byol-b128": PLAIN,
+    "imagenet1k-resnet50-moco": PLAIN,
+    "imagenet1k-vit-base-simclr": VIT,
+    "imagenet1k-vit-base-mae": VIT,
+}
 
 # Recipe: source, method, epochs, whole batch, views, arguments of the method.
 PUBLISHED = {
@@ -57,7 +85,7 @@ PUBLISHED = {
         f"{SOLO}cifar/simclr.yaml, augmentations/symmetric.yaml",
         *("SimCLR", 1000, 256, SIMCLR_VIEWS),
         {
-            **{"hidden_dim": 2048, "output_dim": 256, "temperature": 0.2},
+            **{"hidden_dim": 2048, "output_dim": 256, "temperature": 0.2, "batch_norm": False},
             **optimizer("lars", 0.4, "linear", 1e-4, 10, **CLIPPED),
         },
     ),
@@ -84,7 +112,7 @@ PUBLISHED = {
         *("BYOL", 100, 128, BYOL_VIEWS),
         {
             **{"hidden_dim": 4096, "output_dim": 256, "start_momentum": 0.99},
-            **optimizer("lars", 0.45, "linear", 1e-6, 10, trust_coefficient=0.001, clip_rate=False),
+            **optimizer("lars", 0.45, "linear", 1e-6, 10),
         },
     ),
     "imagenet1k-resnet50-byol": (
@@ -97,7 +125,7 @@ PUBLISHED = {
     ),
     "imagenet1k-resnet50-simclr": (
         f"{LDREG}simclr/in1k/rn50_bs2048_e100",
-        *("SimCLR", 100, 2048, None),
+        *("SimCLR", 100, 2048, SIMCLR_VIEWS),
         {"temperature": 0.1, **optimizer("lars", 0.075, "sqrt", 1e-6, 10)},
     ),
     "imagenet1k-resnet50-simclr-tuned": (
@@ -113,7 +141,7 @@ PUBLISHED = {
         *("SimCLR", 200, 2048, BYOL_VIEWS),
         {
             **{"temperature": 0.2, "hidden_dim": 4096, "output_dim": 256, "num_layers": 3},
-            **optimizer("adamw", 1.5e-4, "linear", 0.1, 20),
+            **optimizer("adamw", 1.5e-4, "linear", 0.1, 20, betas=[0.9, 0.999], decay_biases=True),
         },
     ),
     "imagenet1k-resnet50-moco-v3": (
@@ -151,10 +179,7 @@ PUBLISHED = {
         {
             **{"temperature": 0.2, "queue_size": 65536},
             **{"start_momentum": 0.999, "end_momentum": 0.999},
-            "optimizer": {
-                **{"name": "sgd", "learning_rate": 0.03, "scaling": "linear"},
-                "weight_decay": 1e-4,
-            },
+            **optimizer("sgd", 0.03, "linear", 1e-4, 0, decay_biases=True),
         },
     ),
     "cifar100-vit-base-dino": (
@@ -168,10 +193,10 @@ PUBLISHED = {
     ),
     "imagenet1k-vit-base-mae": (
         f"{LDREG}mae/in1k/vit_base_bs2048_e200",
-        *("MAE", 200, 2048, None),
+        *("MAE", 200, 2048, MAE_VIEWS),
         {
             "normalize_patches": True,
-            **optimizer("adamw", 1.5e-4, "linear", 0.05, 40, betas=[0.9, 0.95]),
+            **optimizer("adamw", 1.5e-4, "linear", 0.05, 40, betas=[0.9, 0.95], decay_biases=True),
         },
     ),
     "imagenet1k-resnet50-directclr": (
@@ -221,13 +246,20 @@ ORTHOGONALITY = {
 
 
 def is_within(expected, found):
-    """Every published value stands in the recipe; what it says besides is its own."""
+    """Every published value is that of the run; what the run has besides is its own."""
     for key, value in expected.items():
         assert key in found, key
         if isinstance(value, dict):
             is_within(value, found[key])
         else:
-            assert found[key] == value, (key, found[key], value)
+            plain = list(found[key]) if isinstance(found[key], tuple) else found[key]
+            assert plain == value, (key, plain, value)
+
+
+def resolved(settings, kind):
+    """A part of a configuration with the defaults of what it does not say."""
+    lists = {key: tuple(v) if isinstance(v, list) else v for key, v in settings.items()}
+    return asdict(kind(**lists))
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -237,8 +269,14 @@ def test_values_are_the_published_ones(name):
     assert config["model"]["class_path"] == method
     assert config["trainer"]["max_epochs"] == epochs
     assert config["data"]["init_args"]["batch_size"] == batch
-    is_within(views or {}, config["data"]["init_args"].get("views", {}))
-    is_within(arguments, config["model"]["init_args"])
+    is_within(
+        EVERY_VIEW | views, resolved(config["data"]["init_args"].get("views", {}), ViewSettings)
+    )
+    found = config["model"]["init_args"]
+    found["optimizer"] = resolved(found["optimizer"], OptimizerSettings)
+    is_within(arguments, found)
+    backbone = resolved(found["backbone"], BackboneSettings)
+    is_within(BACKBONES.get(name, ZERO_INIT), backbone)
 
 
 @pytest.mark.parametrize("name", LDREG_WEIGHTS)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 
 import pytest
 
@@ -13,6 +14,7 @@ from lightly_collapse.theory.questions import (
     normalization_and_bias,
     when_collapse_happens,
 )
+from lightly_collapse.theory.relu_layer import compare_relu_on_digits
 from tests.page_reader import assert_self_contained, count_images
 
 
@@ -60,11 +62,22 @@ def test_more_layers_and_relus(tmp_path):
 
 
 def test_digits(tmp_path, monkeypatch):
-    monkeypatch.setattr("lightly_collapse.report.toy.compare_on_digits", _two_strengths)
+    monkeypatch.setattr("lightly_collapse.report.toy_training.compare_on_digits", _two_strengths)
     record, page = _run(tmp_path, "digits", "--steps", "50")
     assert [c["noise"] for c in record["comparisons"]] == [0.5, 1.0]
     assert len(record["comparisons"][0]["finite_time"]) == 64
     assert "InfoNCE, stopped" in page
+
+
+def test_relu_layer(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "lightly_collapse.report.toy_training.compare_relu_on_digits",
+        partial(compare_relu_on_digits, [0.3, 0.6, 1.0], hidden=32, width=8),
+    )
+    record, page = _run(tmp_path, "relu-layer", "--steps", "20")
+    assert [c["noise"] for c in record["comparisons"]] == [0.3, 0.6, 1.0]
+    assert len(record["comparisons"][0]["last_layer"]) == 8
+    assert "median error: all trained, pixels" in page
 
 
 def _two_strengths(**options):

@@ -53,12 +53,18 @@ class BYOL(MomentumMethod):
         p0, p1 = (self.predictor(self.embed(r)) for r in (r0, r1))
         (t0, z0), (t1, z1) = (self.momentum_embed(view) for view in views)
         # The criterion is the mean of -cos.
-        loss = 4 + 2 * (self.criterion(p0, self.target(z1)) + self.criterion(p1, self.target(z0)))
+        n0, n1 = self.targets(z0, z1)
+        loss = 4 + 2 * (self.criterion(p0, n1) + self.criterion(p1, n0))
         return Step(loss, (r0, r1), cat([t0, t1]))
 
-    def target(self, projection: Tensor) -> Tensor:
-        """What a prediction is compared with: the momentum projection itself."""
-        return projection
+    def targets(self, z0: Tensor, z1: Tensor) -> tuple[Tensor, Tensor]:
+        """What the other view's predictions are compared with: the momentum projections.
+
+        Args:
+            z0: (n, output_dim) momentum projections of the first view.
+            z1: of the second view.
+        """
+        return z0, z1
 
     @override
     def _ldreg_rows(self, batch_size: int) -> int:

@@ -1,11 +1,12 @@
 """MoCo v3."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from lightly.models.modules import MoCoProjectionHead
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 from typing_extensions import override
 
@@ -41,14 +42,18 @@ class MoCoV3(MomentumMethod):
         super().__init__(start_momentum=start_momentum, **kwargs)
         if not temperature > 0:
             raise ValueError(f"temperature must be positive, got {temperature}")
-        # The projector of a ResNet has two layers, that of a ViT three, as in the official code.
-        layers = 2 if self.backbone_settings.name.startswith(("resnet", "wrn")) else 3
+        # As in the official code: two layers project a ResNet's features and three a ViT's; the
+        # last BatchNorm has no weights, and the predictor of a ResNet has none at the end.
+        residual = self.backbone_settings.name.startswith(("resnet", "wrn"))
+        last = nn.BatchNorm1d(output_dim, affine=False)
         self.head = MoCoProjectionHead(
-            self.feature_dim, hidden_dim, output_dim, num_layers=layers, batch_norm=True
+            *(self.feature_dim, hidden_dim, output_dim),
+            num_layers=2 if residual else 3,
+            batch_norm=True,
         )
-        self.predictor = MoCoProjectionHead(
-            output_dim, hidden_dim, output_dim, num_layers=2, batch_norm=True
-        )
+        self.head.layers[-1] = last
+        self.predictor = MoCoProjectionHead(output_dim, hidden_dim, output_dim, batch_norm=True)
+        self.predictor.layers[-1] = nn.Identity() if residual else copy.deepcopy(last)
         self.add_momentum_encoder()
         self.temperature = temperature
 

@@ -39,6 +39,9 @@ class NNBYOL(BYOL):
         self.queue = NNMemoryBankModule(size=(queue_size, output_dim))
 
     @override
-    def target(self, projection: Tensor) -> Tensor:
-        """The nearest neighbour in the queue, which the projections then enter."""
-        return self.queue(projection, update=True)
+    def targets(self, z0: Tensor, z1: Tensor) -> tuple[Tensor, Tensor]:
+        """The nearest neighbours in the queue, which the first view's projections then enter."""
+        # Both views are looked up before either enters: the nearest neighbour of a view would
+        # otherwise be the other view of its own image.
+        n1 = self.queue(z1, update=False)
+        return self.queue(z0, update=True), n1

@@ -26,6 +26,7 @@ class SimCLR(Method):
             with one of low rank.
         temperature: of the loss.
         num_layers: of the MLP.
+        batch_norm: normalise every layer of the MLP over the batch.
         negatives: `both_views`, NT-Xent; or `other_view`, InfoNCE as in DirectCLR's official code,
             whose negatives are of the other view alone.
         kwargs: see `Method`.
@@ -42,6 +43,7 @@ class SimCLR(Method):
         output_dim: int | None = None,
         temperature: float = 0.1,
         num_layers: int = 2,
+        batch_norm: bool = True,
         negatives: Literal["both_views", "other_view"] = "both_views",
         **kwargs: Any,
     ) -> None:
@@ -51,7 +53,7 @@ class SimCLR(Method):
             hidden = hidden_dim or width
             # Its last layer is linear: more outputs than inputs would be collapsed from the start.
             self.head = SimCLRProjectionHead(
-                width, hidden, output_dim or min(128, hidden), num_layers
+                width, hidden, output_dim or min(128, hidden), num_layers, batch_norm
             )
         elif projector == "none":
             self.head = nn.Identity()

@@ -10,6 +10,9 @@ from lightly_collapse.report.pages.figures import COLORS, figure, panels
 from lightly_collapse.theory import LinearDynamics, QuarticLandscape
 from lightly_collapse.theory.against_training import TrainingComparison
 from lightly_collapse.theory.questions import Answer
+from lightly_collapse.theory.relu_layer import ReluComparison
+
+_ROUNDING = 1e-14
 
 
 def spectra_figure(
@@ -20,7 +23,7 @@ def spectra_figure(
     with figure() as (fig, axes):
         steps = run.steps.numpy()
         for k, shade in enumerate(shades):
-            axes.plot(steps, run.spectrum[:, 0, k].clamp(min=1e-14), color=shade, linewidth=1.2)
+            axes.plot(steps, _seen(run.spectrum[:, 0, k]), color=shade, linewidth=1.2)
             if closed_form:
                 axes.plot(
                     steps, run.closed_form[:, 0, k] ** 4, color=shade, linewidth=1, linestyle="--"
@@ -64,7 +67,7 @@ def weights_figure(run: LinearDynamics) -> Figure:
             ax.remove()
         for number, (ax, values) in enumerate(zip(axes, run.singular_values, strict=False), 1):
             for k, shade in enumerate(shades):
-                ax.plot(run.steps, values[:, 0, k].clamp(min=1e-14), color=shade, linewidth=1.2)
+                ax.plot(run.steps, _seen(values[:, 0, k]), color=shade, linewidth=1.2)
             ax.set_yscale("log")
             ax.set_title(f"layer {number}")
             ax.set_xlabel("SGD steps")
@@ -89,14 +92,15 @@ def amplitudes_figure(found: Mapping[float, Tensor]) -> Figure:
 
 
 def alignment_figure(run: LinearDynamics) -> Figure:
-    """|V2^T U1| of the first seed at the end."""
+    """|V^T U| of the last two layers, first seed, at the end."""
     if run.alignment is None:
         raise ValueError("run must have two layers to be aligned, got one")
     with figure(5.4, 4.4) as (fig, axes):
         image = axes.imshow(run.alignment[0].numpy(), cmap="viridis", vmin=0, vmax=1)
         axes.grid(visible=False)
-        axes.set_xlabel("left singular vector of the first layer")
-        axes.set_ylabel("right singular vector of the second layer")
+        last = len(run.layers)
+        axes.set_xlabel(f"left singular vector of layer {last - 1}")
+        axes.set_ylabel(f"right singular vector of layer {last}")
         fig.colorbar(image, ax=axes, label="|cosine|")
     return fig
 
@@ -178,6 +182,38 @@ def comparison_figure(found: Sequence[TrainingComparison]) -> Figure:
             ax.set_xlabel("index, largest first")
         axes[0].legend(fontsize=8)
     return fig
+
+
+def relu_figure(found: Sequence[ReluComparison]) -> Figure:
+    """Predicted and trained spectra of networks with one ReLU layer."""
+    columns = min(2, len(found))
+    rows = -(-len(found) // columns)
+    with panels(rows, columns, height=2.9 * rows) as (fig, axes):
+        for ax in axes[len(found) :]:
+            ax.remove()
+        for ax, c in zip(axes, found, strict=False):
+            index = range(1, len(c.trained) + 1)
+            for values, style, color, label in (
+                (c.from_pixels, ":", COLORS[2], "landscape of the pixels"),
+                (c.from_start, "-", COLORS[1], "landscape, random hidden layer"),
+                (c.last_layer, ".", COLORS[1], "last layer trained"),
+                (c.from_end, "-", COLORS[3], "landscape, trained hidden layer"),
+                (c.trained, ".", COLORS[3], "all trained"),
+            ):
+                ax.plot(index, values, style, color=color, label=label, markersize=5)
+            ax.set_ylim(0, 1.05)
+            ax.set_title(f"noise {c.noise:g}")
+        for ax in axes[: len(found) : columns]:
+            ax.set_ylabel("eigenvalue")
+        for ax in axes[: len(found)][-columns:]:
+            ax.set_xlabel("index, largest first")
+        axes[0].legend(fontsize=7)
+    return fig
+
+
+def _seen(values: Tensor) -> Tensor:
+    """Values without those that are zero but for rounding, where a line ends."""
+    return values.where(values > _ROUNDING, torch.nan)
 
 
 def _shades(count: int) -> list[tuple[float, float, float]]:
