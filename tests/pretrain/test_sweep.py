@@ -13,7 +13,7 @@ from lightly_collapse.pretrain import sweep as module
 from lightly_collapse.pretrain.checks import METHODS
 from lightly_collapse.pretrain.command import pretrain
 from lightly_collapse.pretrain.sweep import COLUMNS, summarize, sweep
-from lightly_collapse.pretrain.sweep_file import read_sweep
+from lightly_collapse.pretrain.sweep_file import read_sweep, settings_of
 from tests.page_reader import assert_self_contained, count_charts
 
 SWEEPS = sorted((Path(__file__).parents[2] / "configs/sweep").glob("*.yaml"))
@@ -218,7 +218,7 @@ def test_bad_overrides_are_refused(tmp_path, capsys):
     ],
 )
 def test_overrides_are_settings(override, config):
-    assert module._settings([override]) == config
+    assert settings_of([override]) == config
 
 
 def test_numbers_without_a_point_are_numbers(tmp_path):
