@@ -19,6 +19,7 @@ import yaml
 from typing_extensions import override
 
 from lightly_collapse._arguments import Workers, check
+from lightly_collapse.io.pipes import ending_with_the_reader
 
 # The keys of our own among detectron2's, with their defaults.
 OUR_DEFAULTS: dict[str, Any] = {
@@ -69,7 +70,8 @@ def run_command(parser: argparse.ArgumentParser, run: Callable[[], None]) -> int
         output or the training's numbers are at fault; 130 after one when interrupted.
     """
     try:
-        run()
+        with ending_with_the_reader():
+            run()
     except KeyboardInterrupt:
         print(f"{parser.prog}: interrupted", file=sys.stderr)
         return 130

@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args,
 
 from lightly_collapse._names import check_arch, check_choice
 
+_DIGITS = 30  # shown of a number
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
 
@@ -44,10 +45,11 @@ class Bound:
             if self.open
             else self.minimum <= value <= self.maximum
         )
-        if not inside or not math.isfinite(value):
-            raise ValueError(f"{name} must be {self._words()}, got {value}")
+        shown = f"{value}" if len(f"{value}") <= _DIGITS else f"{f'{value}'[:_DIGITS]}..."
+        if not inside or (isinstance(value, float) and not math.isfinite(value)):
+            raise ValueError(f"{name} must be {self._words()}, got {shown}")
         if isinstance(value, int) and abs(value) >= 2**63:
-            raise ValueError(f"{name} must be below 2^63, got {value}")
+            raise ValueError(f"{name} must be below 2^63, got {shown}")
 
     def _words(self) -> str:
         if self.maximum < math.inf:
@@ -165,6 +167,7 @@ Share = Annotated[float, Bound(0, 1)]
 OpenShare = Annotated[float, Bound(0, 1, open=True)]
 PositiveFloat = Annotated[float, Bound(0, open=True)]
 NonNegativeFloat = Annotated[float, Bound(0)]
+UpToAMillion = Annotated[float, Bound(0, 1e6)]
 ImageSize = Annotated[int, Bound(1, 8192)]
 ImageData = Annotated[str, Check(_check_images)]
 Checkpoint = Annotated[str | os.PathLike[str], Check(_check_checkpoint)]

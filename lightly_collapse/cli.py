@@ -12,6 +12,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
@@ -33,8 +34,10 @@ from lightly_collapse._combinations import (
 )
 from lightly_collapse._names import check_choice, suggestion
 from lightly_collapse._signatures import Parameter, read_signature, read_summary
+from lightly_collapse.io.pipes import ending_with_the_reader
 
 _NO_MEMORY = r"out of memory|not enough memory|can't allocate memory"  # in torch's messages
+_LONGEST_WORD = 300
 _DESCRIPTION = "Prevent, measure, explain and transfer dimensional collapse."
 
 
@@ -165,18 +168,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0; 2 after a one-line message on standard error where an argument, an
         input or an output is at fault; 1 after one where the program is; 130 when interrupted.
+
+    Raises:
+        SystemExit: after `--help`, and with status 141 where nobody reads the output any more.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     name = f"lightly-collapse {words[0]}" if words and words[0] in VERBS else "lightly-collapse"
     try:
-        _run(words)
+        with ending_with_the_reader():
+            _run(words)
     except (KeyboardInterrupt, Exception) as error:
         if debug:
             traceback.print_exc()
         status, message = _explained(error)
-        print(f"{name}: {' '.join(message.split())}", file=sys.stderr)
+        with suppress(BrokenPipeError):
+            print(f"{name}: {' '.join(map(_shortened, message.split()))}", file=sys.stderr)
         return status
     return 0
 
@@ -196,6 +204,11 @@ def _explained(error: BaseException) -> tuple[int, str]:
         f"unexpected error, {type(error).__name__}: {error}; this should not happen: please "
         "report it together with what the same command prints with --debug"
     )
+
+
+def _shortened(word: str) -> str:
+    """A word that fits a line of a terminal or two: a number of thousands of digits does not."""
+    return word if len(word) <= _LONGEST_WORD else f"{word[: _LONGEST_WORD // 2]}..."
 
 
 def _run(words: Sequence[str]) -> None:

@@ -18,11 +18,11 @@ from lightly_collapse._arguments import (
     ImageData,
     ImageSize,
     Natural,
-    NonNegativeFloat,
     OpenShare,
     OutputFolder,
     PositiveFloat,
     Seed,
+    UpToAMillion,
     validated,
 )
 from lightly_collapse._combinations import check_predict
@@ -102,7 +102,7 @@ def predict(
     checkpoint: Checkpoint | None = None,
     pool: Count | None = None,
     width: Count | None = None,
-    weight_decay: NonNegativeFloat = 0.0,
+    weight_decay: UpToAMillion = 0.0,
     rtol: OpenShare = DEFAULT_RTOL,
     training_steps: Natural = 0,
     learning_rate: PositiveFloat | None = None,
@@ -203,6 +203,12 @@ def predict(
                 "spectrum": run.spectrum[-1].clamp(min=0).sqrt().mean(0).tolist(),
             }
     console.print(_table(prediction))
+    largest = float(torch.linalg.eigvalsh(prediction.covariances.data)[-1])
+    if weight_decay >= largest:
+        console.print(
+            f"Every dimension collapses: weight_decay {weight_decay:g} is not below {largest:.3g}, "
+            "the largest variance of the images' features."
+        )
     for note in unreadable_notes(unreadable):
         console.print(note, markup=False)
     if prediction.n_images < images:

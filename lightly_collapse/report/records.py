@@ -5,16 +5,35 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from itertools import pairwise
 from typing import Any
 
 from typing_extensions import Self
 
+from lightly_collapse._arguments import (
+    Count,
+    ImageSize,
+    NonNegativeFloat,
+    PositiveFloat,
+    Seed,
+    Share,
+)
 from lightly_collapse.io.files import atomic_write
+from lightly_collapse.io.records import read_json, read_record, read_value
 from lightly_collapse.report.glossary import GLOSSARY
 
 _Path = str | os.PathLike[str]
 _FORMAT = "lightly-collapse report 1"
+# What the readers of a report take out of `settings` and `source`; the rest is only shown.
+_SETTINGS: Mapping[str, Any] = {
+    "collapse_rtol": Share,
+    "seed": Seed,
+    "limit": Count,
+    "image_size": ImageSize,
+    "mean": tuple[float, float, float],
+    "std": tuple[PositiveFloat, PositiveFloat, PositiveFloat],
+}
+_SOURCE = ("model", "checkpoint", "data", "prefix", "reference", "objective")
 OWN_IMAGES = "held-out images of the pretraining"
 """What `source` names as data where no other was given."""
 
@@ -37,10 +56,10 @@ class LayerRecord:
     """
 
     name: str
-    dimensions: int
+    dimensions: Count
     scalars: dict[str, float | None]
     problems: dict[str, str]
-    spectrum: list[float]
+    spectrum: list[NonNegativeFloat]
     lid: list[float]
     intervals: dict[str, list[float]] = field(default_factory=dict)
     corrected: dict[str, float] = field(default_factory=dict)
@@ -96,7 +115,7 @@ class WeightRecord:
     """
 
     name: str
-    shape: tuple[int, int]
+    shape: tuple[Count, Count]
     normalized_eigenvalues: list[float]
     orthogonality_residual: float
     stable_rank: float | None
@@ -183,34 +202,28 @@ class ModelRecord:
             ValueError: if the file is no report.
             OSError: if it cannot be read.
         """
-        text = Path(path).read_bytes()
         try:
-            record = json.loads(text)
+            record = read_json(path)
             found = record.pop("format", None) if isinstance(record, dict) else None
             if found != _FORMAT:
                 what = f", it is {found[:60]!r}" if isinstance(found, str) else ""
                 raise ValueError(f"its format is not {_FORMAT!r}{what}")
-            layers = [LayerRecord(**layer) for layer in record.pop("layers")]
-            weights = [
-                WeightRecord(**{**weight, "shape": tuple(weight["shape"])})
-                for weight in record.pop("weights")
-            ]
-            if not layers:
-                raise ValueError("it has no layer")
-            return cls(layers=layers, weights=weights, **record)
-        except (ValueError, KeyError, TypeError) as error:
+            report = read_record(cls, record)
+            _check_contents(report)
+        except ValueError as error:
             reason = str(error).splitlines()[0]
             raise ValueError(
                 f"{path} must be a report written by `lightly-collapse measure`: {reason}"
             ) from error
+        return report
 
     def verdict(self) -> list[str]:
         """What the numbers say about the representation, in plain sentences."""
         out = self.output
         rtol = self.settings["collapse_rtol"]
-        width, rows = out.dimensions, int(out.scalars["rows"] or 0)
+        width, rows = out.dimensions, int(out.scalars.get("rows") or 0)
         sentences = []
-        collapsed, rank = out.scalars["collapsed_dimensions"], out.scalars["effective_rank"]
+        collapsed, rank = map(out.scalars.get, ("collapsed_dimensions", "effective_rank"))
         if collapsed is None or rank is None:
             reason = next(iter(out.problems.values()), "")
             return [f"The {out.name} could not be measured: {reason}."]
@@ -231,10 +244,8 @@ class ModelRecord:
             f"{100 * share:.0f} % of those available."
         )
         sentences += self._weight_verdict()
-        if int(out.scalars["dropped"] or 0):
-            sentences.append(
-                f"{out.scalars['dropped']:.0f} rows held NaN or inf and were left out."
-            )
+        if dropped := int(out.scalars.get("dropped") or 0):
+            sentences.append(f"{dropped} rows held NaN or inf and were left out.")
         return sentences
 
     def _weight_verdict(self) -> list[str]:
@@ -276,11 +287,35 @@ class ModelRecord:
         names = [name for name in GLOSSARY if name in out.intervals]
         columns = [
             ["", *(GLOSSARY[n].title for n in names)],
-            ["value", *(format_value(out.scalars[n]) for n in names)],
+            ["value", *(format_value(out.scalars.get(n)) for n in names)],
             ["95 % interval", *(out.interval(n) for n in names)],
             ["corrected for few rows", *(format_value(out.corrected.get(n)) for n in names)],
         ]
         return _aligned(columns) if names else ""
+
+
+def _check_contents(report: ModelRecord) -> None:
+    """Raise a ValueError at what the fields' types leave open and a reader relies on."""
+    if not report.layers:
+        raise ValueError("it has no layer")
+    if "collapse_rtol" not in report.settings:
+        raise ValueError("settings.collapse_rtol is missing")
+    for name in report.settings.keys() & _SETTINGS.keys():
+        read_value(_SETTINGS[name], report.settings[name], f"settings.{name}")
+    for name in report.source.keys() & set(_SOURCE):
+        read_value(str, report.source[name], f"source.{name}")
+    for i, layer in enumerate(report.layers):
+        if any(a < b for a, b in pairwise(layer.spectrum)):
+            raise ValueError(f"layers[{i}].spectrum must be in descending order")
+        for name, ends in layer.intervals.items():
+            if name not in GLOSSARY or len(ends) != 2 or ends[0] > ends[1]:
+                raise ValueError(
+                    f"layers[{i}].intervals.{name} must be the lower and the upper end of a known "
+                    f"number, got {ends}"
+                )
+    for i, weight in enumerate(report.weights):
+        if not weight.normalized_eigenvalues:
+            raise ValueError(f"weights[{i}].normalized_eigenvalues must not be empty")
 
 
 def _aligned(columns: Sequence[Sequence[str]]) -> str:

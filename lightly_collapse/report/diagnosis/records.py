@@ -71,9 +71,8 @@ class DiagnosisRecord:
 
     @property
     def cause(self) -> Cause | None:
-        """The first cause that was found; None where there is nothing to mend."""
-        first = self.causes[0]
-        return first if first.found else None
+        """The first cause that was found; None where there is none."""
+        return next((cause for cause in self.causes if cause.found), None)
 
     def with_trials(self, trials: Sequence[Trial]) -> Self:
         """The same with trials, and the remedies by what they did."""

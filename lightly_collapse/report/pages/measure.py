@@ -209,6 +209,6 @@ def _lid(layers: Sequence[tuple[str, LayerRecord]]) -> Chart | None:
     return histogram(
         {name: layer.lid for name, layer in layers},
         "local intrinsic dimensionality",
-        {name: layer.scalars["mlid"] or 0.0 for name, layer in layers if layer.lid},
+        {name: layer.scalars.get("mlid") or 0.0 for name, layer in layers if layer.lid},
         "Histogram of the local intrinsic dimensionality of the samples, the mean marked",
     )
