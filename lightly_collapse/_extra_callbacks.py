@@ -14,10 +14,10 @@ _callbacks: list[Any] = []
 
 @contextmanager
 def extra_callbacks(*callbacks: Any) -> Iterator[None]:
-    """Give callbacks to every Lightning Trainer that is made within the context.
+    """Give callbacks to the first Lightning Trainer that is made within the context.
 
-    For programs that make the Trainer themselves and take no callbacks, such as LightlyTrain. Only
-    the first Trainer of the process gets a callback: one callback belongs to one training.
+    For programs that make the Trainer themselves and take no callbacks, such as LightlyTrain. Later
+    Trainers get none: one callback belongs to one training.
 
     Args:
         callbacks: Lightning callbacks, such as `CollapseMonitor`.

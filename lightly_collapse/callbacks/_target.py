@@ -1,7 +1,10 @@
-"""The module a callback is pointed at."""
+"""The module a callback is pointed at, and the regularizer of its weights."""
+
+from typing import Any
 
 from torch import nn
 
+from lightly_collapse.loss import FrozenWeightsError, OrthogonalityRegularizer
 from lightly_collapse.metrics.feature_hooks import plain_name
 
 
@@ -33,11 +36,31 @@ def find_target(module: nn.Module, target: str) -> nn.Module:
     )
 
 
-def trainable_siblings(module: nn.Module, target: str) -> list[str]:
-    """Names of the children of the module, other than the target, that have trainable weights."""
+def make_regularizer(module: nn.Module, **settings: Any) -> OrthogonalityRegularizer | None:
+    """An `OrthogonalityRegularizer`, or None while all weights that it would act on are frozen.
+
+    Raises:
+        ValueError: as `OrthogonalityRegularizer` for any other reason.
+
+    Examples:
+        >>> make_regularizer(nn.Linear(2, 2).requires_grad_(False)) is None
+        True
+    """
+    try:
+        return OrthogonalityRegularizer(module, **settings)
+    except FrozenWeightsError:
+        return None
+
+
+def frozen_message(root: nn.Module, target: str) -> str:
+    """What to say of a target whose weights are frozen; it names what is trainable instead."""
     top = target.partition(".")[0]
-    return [
+    siblings = [
         name
-        for name, child in module.named_children()
+        for name, child in root.named_children()
         if name != top and any(p.requires_grad and p.ndim > 1 for p in child.parameters())
     ]
+    return (
+        f"all weights of target {target!r} are frozen: nothing is regularized until they thaw"
+        + (f"; trainable are: {', '.join(siblings)}" if siblings else "")
+    )

@@ -11,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from lightly_collapse.callbacks._base import Callback
-from lightly_collapse.callbacks._target import find_target, trainable_siblings
+from lightly_collapse.callbacks._target import find_target, frozen_message, make_regularizer
 from lightly_collapse.callbacks.schedule import Schedule, WeightSchedule
 from lightly_collapse.functional.orthogonality import PenaltyKind
 from lightly_collapse.loss import OrthogonalityRegularizer
@@ -91,19 +91,14 @@ class OrthogonalityCallback(Callback):
         self._key = self._log_key(trainer)
         self.regularizer = self._make()
         if self.regularizer is None:
-            siblings = ", ".join(trainable_siblings(pl_module, self.target))
-            rank_zero_warn(
-                f"all weights of target {self.target!r} are frozen: nothing is regularized until "
-                "they thaw" + (f"; trainable are: {siblings}" if siblings else "")
-            )
+            rank_zero_warn(frozen_message(pl_module, self.target))
 
     def _make(self) -> OrthogonalityRegularizer | None:
         """The regularizer; None while all weights are frozen."""
-        module = self._module
-        if module is None or not any(p.requires_grad for p in module.parameters()):
+        if self._module is None:
             return None
-        return OrthogonalityRegularizer(
-            module,
+        return make_regularizer(
+            self._module,
             kind=self.kind,
             weight=self.weight,
             include=self.include,

@@ -1,16 +1,18 @@
 """Callbacks of transformers' `Trainer`; needs the package `transformers`."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback
 from typing_extensions import override
 
-from lightly_collapse.callbacks._target import find_target
+from lightly_collapse.callbacks._target import find_target, frozen_message, make_regularizer
 from lightly_collapse.functional.orthogonality import PenaltyKind
-from lightly_collapse.loss import OrthogonalityRegularizer
+from lightly_collapse.loss import FrozenWeightsError, OrthogonalityRegularizer
 from lightly_collapse.metrics.features import Tokens
 from lightly_collapse.tracking import CollapseAlarm, CollapseTracker
 
@@ -66,6 +68,7 @@ class CollapseCallback(TrainerCallback):
         self, args: Any, state: Any, control: Any, model: nn.Module | None = None, **_: Any
     ) -> None:
         """Hook the layers."""
+        self._close()  # a training that was interrupted has no end
         if model is not None:
             self._tracker = CollapseTracker(
                 model,
@@ -94,6 +97,9 @@ class CollapseCallback(TrainerCallback):
     @override
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Remove the hooks."""
+        self._close()
+
+    def _close(self) -> None:
         if self._tracker is not None:
             self._tracker.close()
             self._tracker = None
@@ -103,13 +109,18 @@ class OrthogonalityCallback(TrainerCallback):
     """Adds the gradient of `OrthogonalityRegularizer` once before each optimizer step.
 
     transformers' `Trainer` clips the gradients (`max_grad_norm`) before its callbacks are called:
-    the penalty's gradient is added to the clipped one.
+    the penalty's gradient is added to the clipped one. While all weights of the target are frozen,
+    nothing is added; once some thaw, they are regularized.
 
     Args:
         kind: see `lightly_collapse.loss.OrthogonalityRegularizer`.
-        weight: gamma.
+        weight: gamma; `auto` moves the weights after every step of the optimizer instead of adding
+            a gradient, as `OrthogonalityRegularizer.attach` has it.
         target: dotted name of the module to regularize in the model; the whole of it by default.
         **settings: of `OrthogonalityRegularizer`.
+
+    Attributes:
+        penalty: the unweighted penalty at the last step; None before, and with `auto`.
 
     Raises:
         ValueError: at the start of training, as `OrthogonalityRegularizer`, or if the target does
@@ -120,28 +131,56 @@ class OrthogonalityCallback(TrainerCallback):
     """
 
     def __init__(
-        self, kind: PenaltyKind = "so", weight: float = 1e-6, target: str = "", **settings: Any
+        self,
+        kind: PenaltyKind = "so",
+        weight: float | Literal["auto"] = 1e-6,
+        target: str = "",
+        **settings: Any,
     ) -> None:
         self.target = target
-        self._settings = {"kind": kind, "weight": weight, **settings}
+        self.penalty: Tensor | None = None
         self.regularizer: OrthogonalityRegularizer | None = None
+        self._settings = {"kind": kind, "weight": weight, **settings}
+        self._module: nn.Module | None = None
+        self._handle: RemovableHandle | None = None
 
     @override
     def on_train_begin(
         self, args: Any, state: Any, control: Any, model: nn.Module | None = None, **_: Any
     ) -> None:
         """Find the weights."""
-        if model is not None:
-            module = find_target(model, self.target)
-            self.regularizer = OrthogonalityRegularizer(module, **self._settings)
+        if model is None:
+            return
+        self._module = find_target(model, self.target)
+        self.regularizer = make_regularizer(self._module, **self._settings)
+        if self.regularizer is None and state.is_world_process_zero:
+            warnings.warn(frozen_message(model, self.target), stacklevel=2)
 
     @override
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_pre_optimizer_step(
+        self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any
+    ) -> None:
         """Add the gradient."""
-        if self.regularizer is not None:
-            self.regularizer.accumulate_gradient()
+        if self.regularizer is None and self._module is not None:
+            self.regularizer = make_regularizer(self._module, **self._settings)
+        if self.regularizer is None:
+            return
+        if self.regularizer.weight == "auto":
+            if self._handle is None:
+                # Accelerate wraps the optimizer; the step's hooks are those of the one within.
+                self._handle = self.regularizer.attach(getattr(optimizer, "optimizer", optimizer))
+            return
+        # The trainer unscales the gradients where it clips them, and only there.
+        scaler = None if args.max_grad_norm else getattr(optimizer, "scaler", None)
+        scale = 1.0 if scaler is None else scaler.get_scale()
+        try:
+            self.penalty = self.regularizer.accumulate_gradient(scale=scale)
+        except FrozenWeightsError:  # frozen again
+            self.penalty = None
 
     @override
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Drop the references to the weights."""
-        self.regularizer = None
+        if self._handle is not None:
+            self._handle.remove()
+        self.regularizer = self._module = self._handle = None

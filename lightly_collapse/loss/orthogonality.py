@@ -26,6 +26,10 @@ DECOUPLED_RATE = 0.1
 """Part of a Newton-Schulz step that follows a step of the optimizer with `weight="auto"`."""
 
 
+class FrozenWeightsError(ValueError):
+    """All weights to regularize are frozen; they may thaw later in the training."""
+
+
 class OrthogonalityRegularizer(nn.Module):
     """Weighted sum, over a module's layers, of their weights' distance from orthonormal filters.
 
@@ -63,6 +67,7 @@ class OrthogonalityRegularizer(nn.Module):
         ValueError: if `kind` is unknown, `weight` is negative or not finite, a pattern is not a
             regular expression or matches nothing, there is nothing to regularize, or a fused
             weight to be split has rows that do not divide by three.
+        FrozenWeightsError: a ValueError, if all weights to regularize are frozen.
 
     Source: He, Du and Ma, "Preventing dimensional collapse in self-supervised learning via
     orthogonality regularization", NeurIPS 2024, arXiv 2411.00392; Bansal, Chen and Wang, NeurIPS
@@ -97,7 +102,7 @@ class OrthogonalityRegularizer(nn.Module):
         self.factor = 1.0
         found = _select(find_weights(module), include, exclude)
         if not any(w.is_trainable for w in found):
-            raise ValueError(
+            raise FrozenWeightsError(
                 "module must have a weight that requires a gradient, got only frozen ones: "
                 + ", ".join(w.name for w in found)
             )
@@ -314,7 +319,9 @@ class OrthogonalityRegularizer(nn.Module):
     @staticmethod
     def _total(penalties: list[Tensor]) -> Tensor:
         if not penalties:
-            raise ValueError("module must have a weight that requires a gradient, all are frozen")
+            raise FrozenWeightsError(
+                "module must have a weight that requires a gradient, all are frozen"
+            )
         device = penalties[0].device
         return torch.stack([penalty.to(device) for penalty in penalties]).sum()
 

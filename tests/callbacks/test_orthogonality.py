@@ -1,5 +1,6 @@
 """The callback gives the gradient of the Module, whatever stands around the optimizer."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -177,6 +178,23 @@ def test_a_frozen_target_waits_for_its_weights_to_thaw() -> None:
     fit(without)
     assert_same(ours, theirs)
     assert not torch.allclose(ours.backbone[0].weight, without.backbone[0].weight, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_backbone_finetuning_leaves_norms_trainable(tmp_path: Path) -> None:
+    """Its `train_bn` does by default: parameters of the target are trainable, its weights not."""
+    model = Model()
+    model.backbone.insert(1, nn.BatchNorm2d(6))
+    head = model.head
+    model.configure_optimizers = lambda: torch.optim.SGD(head.parameters(), 0.05)
+    start = model.backbone[0].weight.detach().clone()
+    finetuning = pl.callbacks.BackboneFinetuning(unfreeze_backbone_at_epoch=1)
+    callback = OrthogonalityCallback("so", WEIGHT)
+    with pytest.warns(UserWarning, match="'backbone' are frozen"):
+        trainer = fit(model, callback, finetuning, default_root_dir=tmp_path)
+    assert trainer.current_epoch == 2
+    assert "orthogonality/backbone" in trainer.callback_metrics
+    assert not torch.equal(model.backbone[0].weight, start)
 
 
 class AddsAfterThawing(pl.Callback):
