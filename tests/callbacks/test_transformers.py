@@ -40,13 +40,19 @@ def train(model: nn.Module, folder: Path, *given: Any, steps: int = 4) -> Any:
         disable_tqdm=True,
         seed=1,
         max_grad_norm=0.0,
-        learning_rate=0.1,
-        lr_scheduler_type="constant",
-        optim="sgd",
     )
+    # Of its own making the trainer leaves weights out that are frozen at the start.
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
     rows = torch.randn(16, 6, generator=torch.Generator().manual_seed(0))
     data: Any = [{"x": row} for row in rows]
-    trainer = transformers.Trainer(model, arguments, train_dataset=data, callbacks=list(given))
+    trainer = transformers.Trainer(
+        model,
+        arguments,
+        train_dataset=data,
+        optimizers=(optimizer, schedule),
+        callbacks=list(given),
+    )
     trainer.train()
     return trainer
 
