@@ -94,7 +94,7 @@ PUBLISHED = {
         *("DINO", 1000, 256, CIFAR_VIEWS),
         {
             **{"hidden_dim": 2048, "bottleneck_dim": 256, "output_dim": 4096},
-            "start_momentum": 0.9995,
+            **{"teacher_temperature": 0.07, "start_momentum": 0.9995},
             **optimizer("lars", 0.3, "linear", 1e-6, 10, **CLIPPED),
         },
     ),
@@ -187,7 +187,7 @@ PUBLISHED = {
         *("DINO", 1000, 256, CIFAR_VIEWS),
         {
             **{"hidden_dim": 2048, "bottleneck_dim": 256, "output_dim": 4096},
-            "start_momentum": 0.9995,
+            **{"teacher_temperature": 0.07, "start_momentum": 0.9995},
             **optimizer("adamw", 5e-4, "linear", 0.04, 10, betas=[0.9, 0.999]),
         },
     ),

@@ -24,6 +24,8 @@ class DINO(Method):
         bottleneck_dim: of the head's unit vectors.
         output_dim: size of the distribution.
         teacher_temperature: of the teacher's distribution.
+        teacher_warmup_epochs: epochs in which it rises to that from 0.04; the paper's ViTs have
+            0.07 after 30 epochs.
         start_momentum: of the teacher; it rises to 1 on a cosine.
         frozen_epochs: epochs in which the head's last layer is not trained.
         kwargs: see `Method`.
@@ -37,6 +39,7 @@ class DINO(Method):
         bottleneck_dim: int = 256,
         output_dim: int = 65536,
         teacher_temperature: float = 0.04,
+        teacher_warmup_epochs: int = 0,
         start_momentum: float = 0.996,
         frozen_epochs: int = 1,
         **kwargs: Any,
@@ -49,7 +52,16 @@ class DINO(Method):
         self.teacher.load_state_dict(self.student.state_dict())
         deactivate_requires_grad(self.teacher_backbone)
         deactivate_requires_grad(self.teacher)
-        self.criterion = DINOLoss(output_dim, teacher_temp=teacher_temperature)
+        if teacher_warmup_epochs < 0:
+            raise ValueError(
+                f"teacher_warmup_epochs must not be negative, got {teacher_warmup_epochs}"
+            )
+        # Lightly's own default raises any other temperature than 0.04 over 30 epochs.
+        self.criterion = DINOLoss(
+            output_dim,
+            teacher_temp=teacher_temperature,
+            warmup_teacher_temp_epochs=teacher_warmup_epochs,
+        )
         self.start_momentum = start_momentum
 
     @override
@@ -62,6 +74,13 @@ class DINO(Method):
         """The student's bottleneck: unit vectors before the last layer."""
         return nn.functional.normalize(self.student.layers(features))
 
+    def temperature_now(self) -> float:
+        """The teacher's temperature in this epoch."""
+        schedule = self.criterion.teacher_temp_schedule
+        if self.current_epoch < len(schedule):
+            return float(schedule[self.current_epoch])
+        return float(self.criterion.teacher_temp)
+
     @override
     def step(self, views: Sequence[Tensor]) -> Step:
         """The cross-entropy of student and teacher, over all pairs of different views."""
@@ -72,7 +91,7 @@ class DINO(Method):
         predicted = [self.student(r) for r in features]
         with no_grad():
             targets = [self.teacher(self.encode(v, self.teacher_backbone)) for v in views[:2]]
-        loss = self.criterion(targets, predicted, epoch=self.current_epoch)
+        loss = self.criterion(targets, predicted, teacher_temp=self.temperature_now())
         return Step(loss, (features[0], features[1]))
 
     @override

@@ -62,9 +62,7 @@ class IBOT(DINO):
             for network in (vit, self.teacher_backbone)
         ]
         self.teacher_backbone.load_state_dict(vit.state_dict())
-        self.patch_criterion = IBOTPatchLoss(
-            self.student.last_layer.out_features, self.criterion.teacher_temp
-        )
+        self.patch_criterion = IBOTPatchLoss(self.student.last_layer.out_features)
 
     @override
     def trainable_modules(self) -> list[nn.Module]:
@@ -93,8 +91,11 @@ class IBOT(DINO):
         tokens = student.encode(images, mask=hidden)
         self._expect_finite("the representation holds NaN or inf", tokens)
         features = [*tokens[:, 0].chunk(2), *(self.encode(view) for view in views[2:])]
+        temperature = self.temperature_now()
         loss = self.criterion(
-            targets.chunk(2), [self.student(r) for r in features], epoch=self.current_epoch
+            targets.chunk(2), [self.student(r) for r in features], teacher_temp=temperature
         )
-        patches = self.patch_criterion(patch_targets, self.student(tokens[hidden]), block)
+        patches = self.patch_criterion(
+            patch_targets, self.student(tokens[hidden]), block, teacher_temp=temperature
+        )
         return Step(loss + self.patch_weight * patches, (features[0], features[1]))

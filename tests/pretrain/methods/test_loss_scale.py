@@ -109,6 +109,21 @@ def test_dino_is_the_benchmarks(monkeypatch):
     torch.testing.assert_close(method.step(views).loss, expected)
 
 
+@pytest.mark.parametrize(
+    ("warmup", "expected"),
+    [(0, [0.07] * 4), (4, [0.04, 0.05, 0.06, 0.07]), (2, [0.04] + [0.07] * 3)],
+)
+def test_dinos_teacher_has_the_temperature_that_was_asked_for(warmup, expected, monkeypatch):
+    sizes = {"hidden_dim": 16, "bottleneck_dim": 8, "output_dim": 24}
+    settings = {"teacher_temperature": 0.07, "teacher_warmup_epochs": warmup}
+    method, _ = make("DINO", monkeypatch, **sizes, **settings)
+    found = []
+    for epoch in range(4):
+        monkeypatch.setattr(type(method), "current_epoch", epoch)
+        found.append(method.temperature_now())
+    assert found == pytest.approx(expected)
+
+
 def test_mae_is_the_mean_over_hidden_pixels():
     torch.manual_seed(0)
     vit = BackboneSettings("vit_tiny", image_size=16, patch_size=4)
