@@ -26,6 +26,9 @@ def check_measure(
     checkpoint: str | os.PathLike[str] | None = None,
     prefix: str | None = None,
     workers: int = 0,
+    engine: str = "local",
+    address: str | None = None,
+    device: str = "auto",
     **options: Any,
 ) -> None:
     """Of `measure` on images.
@@ -46,6 +49,24 @@ def check_measure(
                 f"got {options[name]}"
             )
     _check_reading(data, workers)
+    if engine == "ray":
+        _check_workers(data, checkpoint, device)
+    check_engine(engine, address)
+
+
+def _check_workers(
+    data: str | None, checkpoint: str | os.PathLike[str] | None, device: str
+) -> None:
+    """Raise unless the workers of a cluster can be given what is measured."""
+    if data is None:
+        raise ValueError("give --data with --engine ray: the workers read its images themselves")
+    if str(checkpoint or "").startswith("torch.hub:"):
+        raise ValueError(
+            f"checkpoint must be a file or of the Hub with --engine ray, got {checkpoint}, whose "
+            "code the workers do not have"
+        )
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device must be auto, cpu or cuda with --engine ray, got {device!r}")
 
 
 def _check_reading(data: str | None, workers: int) -> None:
@@ -55,7 +76,7 @@ def _check_reading(data: str | None, workers: int) -> None:
 
 
 def check_engine(engine: str = "local", address: str | None = None, **_: Any) -> None:
-    """Of `measure --embeddings` and `sweep`.
+    """Of `measure` and `sweep`.
 
     Raises:
         ValueError: if an argument has no effect, or Ray is wanted and not installed.

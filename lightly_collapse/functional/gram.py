@@ -46,13 +46,13 @@ def gram(x: Tensor) -> Tensor:
 
 
 def tall_singular_values(z: Tensor) -> Tensor:
-    """Singular values of a float32 matrix with many more rows than columns.
+    """Singular values of a float32 matrix with at least as many rows as columns.
 
     The roots of the eigenvalues of Z^T Z in float64, which costs a fraction of a decomposition of
     Z. Down to 1e-8 of the largest they are more exact than those that float32 arithmetic gives.
 
     Args:
-        z: (n, d) finite float32 rows, not all zero.
+        z: (n, d) finite float32 rows, n >= d, not all zero.
 
     Returns:
         (d,) singular values in descending order, float32.

@@ -1,7 +1,8 @@
-"""Functions called by the workers of a Ray cluster, their results as they come."""
+"""Functions called on the workers of a Ray cluster, their results as they come."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from lightly_collapse.io.embeddings_block import needed
@@ -72,11 +73,75 @@ def remote_results(
     while (at_once is None or len(running) < at_once) and start():
         pass
     try:
-        while running:
-            done, _ = ray.wait(list(running), num_returns=1)
-            call = running.pop(done[0])
-            start()
-            yield call, ray.get(done[0])
+        with _plain_errors(ray):
+            while running:
+                done, _ = ray.wait(list(running), num_returns=1)
+                call = running.pop(done[0])
+                start()
+                yield call, ray.get(done[0])
+    finally:
+        for waiting in running:
+            ray.cancel(waiting, force=False)
+
+
+def actor_results(
+    ray: Any,
+    worker: type,
+    arguments: tuple[Any, ...],
+    calls: Iterable[tuple[Any, ...]],
+    *,
+    actors: int,
+    resources: Mapping[str, float],
+) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """As `remote_results`, by processes that keep what is costly to make, such as a model.
+
+    A process that died is started anew, and its call is made again: a call must leave nothing in
+    the process that another one needs.
+
+    Args:
+        ray: what `connect` returned.
+        worker: a class whose method `call` is called.
+        arguments: of its constructor; object references among them are given to it as values.
+        calls: the arguments of the method.
+        actors: number of processes; the cluster must have room for all of them.
+        resources: `num_cpus` and `num_gpus` of a process.
+
+    Yields:
+        The arguments of a call and its result.
+
+    Raises:
+        ValueError: as `remote_results`.
+        OSError: as `remote_results`.
+    """
+    kind = ray.remote(max_restarts=_RETRIES, max_task_retries=_RETRIES, **resources)(worker)
+    pool = [kind.remote(*arguments) for _ in range(actors)]
+    running: dict[Any, tuple[Any, tuple[Any, ...]]] = {}
+    todo = iter(calls)
+
+    def start(actor: Any) -> None:
+        call = next(todo, None)
+        if call is not None:
+            running[actor.call.remote(*call)] = (actor, call)
+
+    try:
+        with _plain_errors(ray):
+            for actor in pool:
+                start(actor)
+            while running:
+                done, _ = ray.wait(list(running), num_returns=1)
+                actor, call = running.pop(done[0])
+                start(actor)
+                yield call, ray.get(done[0])
+    finally:
+        for actor in pool:
+            ray.kill(actor)
+
+
+@contextmanager
+def _plain_errors(ray: Any) -> Iterator[None]:
+    """Raise what a function raised on a worker as its own error; dead workers as an OSError."""
+    try:
+        yield
     except ray.exceptions.RayTaskError as error:
         cause = error.cause
         if isinstance(cause, (ValueError, OSError, ImportError)):
@@ -85,6 +150,3 @@ def remote_results(
     except ray.exceptions.RayError as error:  # such as workers killed for want of memory
         reason = str(error).strip().splitlines()[0]
         raise OSError(f"workers of the Ray cluster died again and again: {reason}") from error
-    finally:
-        for waiting in running:
-            ray.cancel(waiting, force=False)

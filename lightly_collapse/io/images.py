@@ -1,8 +1,8 @@
-"""Images: the files of a folder, the digits that need no download, and how they are normalised."""
+"""Images: the files of a folder, decoded, and how they are normalised."""
 
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,11 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import Dataset
 from torchvision.transforms import v2
 from typing_extensions import override
 
-from lightly_collapse._arguments import Count, ImageSize, Workers, validated
-from lightly_collapse.io.digits import digit_colours, digit_scans
+from lightly_collapse.io.digits import digit_scans
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 _NAMES_SHOWN = 5
@@ -59,12 +58,14 @@ class Preparation:
         normalization: of the colours.
         reason: where these come from, in a few words.
         held_out: the held-out images of the pretraining, prepared; None where they are not known.
+        held_out_name: what they are, such as `held-out images of Digits`.
     """
 
     image_size: int
     normalization: Normalization
     reason: str
     held_out: Callable[[], Any] | None = None
+    held_out_name: str = ""
 
 
 class ImageFiles(Dataset[Image.Image]):
@@ -197,157 +198,6 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     scaled = Image.fromarray(((values + 128) // 257).astype(np.uint8))
     scaled.info["exif"] = image.getexif().tobytes()
     return scaled
-
-
-class ImageFolderLoader:
-    """Batches of the images in a folder and its subfolders; those that cannot be read are named.
-
-    An image is resized so that its shorter side is `size`, cut to a square about its centre, and
-    normalised.
-
-    Args:
-        folder: as for `ImageFiles`.
-        size: height and width of the images, in pixels.
-        batch_size: images a batch.
-        workers: processes that read.
-        limit: take a seeded random choice of at most this many images.
-        normalization: of the colours.
-        seed: of the choice.
-
-    Attributes:
-        unreadable: the files that could not be read so far, each with the reason.
-
-    Raises:
-        ValueError: if the folder holds no image, or an argument is out of range.
-        OSError: if it is no folder that can be read.
-    """
-
-    @validated
-    def __init__(
-        self,
-        folder: str | os.PathLike[str],
-        size: ImageSize = 224,
-        batch_size: Count = 64,
-        workers: Workers = 0,
-        limit: Count | None = None,
-        normalization: Normalization = IMAGENET,
-        seed: int = 0,
-    ) -> None:
-        files = ImageFiles(folder)
-        if limit is not None and limit < len(files):
-            order = torch.randperm(len(files), generator=torch.Generator().manual_seed(seed))
-            files.paths = [files.paths[i] for i in sorted(order[:limit].tolist())]
-        self.unreadable: list[str] = []
-        self._loader = DataLoader(
-            _Prepared(files, size, normalization),
-            batch_size=batch_size,
-            num_workers=min(workers, -(-len(files) // batch_size)),
-            collate_fn=_collate,
-        )
-
-    def __len__(self) -> int:
-        """Number of batches."""
-        return len(self._loader)
-
-    def __iter__(self) -> Iterator[Tensor]:
-        """The batches, without what cannot be read."""
-        self.unreadable.clear()
-        for images, failures in self._loader:
-            self.unreadable += failures
-            if images is not None:
-                yield images
-
-
-_Sample = tuple[Tensor | None, str]
-
-
-class _Prepared(Dataset[_Sample]):
-    def __init__(self, files: ImageFiles, size: int, normalization: Normalization) -> None:
-        self._files = files
-        self._transform = v2.Compose(
-            [
-                v2.ToImage(),
-                v2.Resize(size, antialias=True),
-                v2.CenterCrop(size),
-                v2.ToDtype(torch.float32, scale=True),
-                normalization,
-            ]
-        )
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    @override
-    def __getitem__(self, index: int) -> _Sample:
-        try:
-            return self._transform(self._files[index]), ""
-        except UnreadableImageError as error:
-            return None, str(error)
-
-
-def _collate(samples: list[_Sample]) -> tuple[Tensor | None, list[str]]:
-    images = [image for image, _ in samples if image is not None]
-    return torch.stack(images) if images else None, [reason for _, reason in samples if reason]
-
-
-@validated
-def digits_loader(
-    size: ImageSize = 32,
-    batch_size: Count = 64,
-    limit: Count | None = None,
-    normalization: Normalization = DIGITS,
-) -> DataLoader[tuple[Tensor, ...]]:
-    """Batches of scikit-learn's 1,797 handwritten digits, grey in three channels, normalised.
-
-    Args:
-        size: height and width they are resized to, in pixels.
-        batch_size: images a batch.
-        limit: take the first of them only.
-        normalization: of the colours.
-
-    Returns:
-        A loader of one-element batches.
-
-    Raises:
-        ValueError: if an argument is out of range.
-
-    Examples:
-        >>> images = next(iter(digits_loader(batch_size=8)))[0]
-        >>> images.shape
-        torch.Size([8, 3, 32, 32])
-    """
-    images = digit_colours(digit_scans(size)[0][:limit])
-    return DataLoader(TensorDataset(normalization(images.float() / 255)), batch_size=batch_size)
-
-
-def image_batches(
-    data: str,
-    size: int,
-    batch_size: int,
-    normalization: Normalization,
-    *,
-    workers: int = 0,
-    limit: int | None = None,
-    seed: int = 0,
-) -> ImageFolderLoader | DataLoader[tuple[Tensor, ...]]:
-    """Batches of the images behind `--data`.
-
-    Args:
-        data: `digits` or a folder.
-        size: height and width of the images, in pixels.
-        batch_size: images a batch.
-        normalization: of the colours.
-        workers: processes that read a folder.
-        limit: take at most so many, of a folder a seeded random choice.
-        seed: of the choice.
-
-    Raises:
-        ValueError: as `ImageFolderLoader`.
-        OSError: as `ImageFolderLoader`.
-    """
-    if data == "digits":
-        return digits_loader(size, batch_size, limit, normalization)
-    return ImageFolderLoader(data, size, batch_size, workers, limit, normalization, seed)
 
 
 def load_images(data: str) -> Sequence[Image.Image] | ImageFiles:

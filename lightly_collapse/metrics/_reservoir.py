@@ -1,13 +1,15 @@
 """A uniform sample of bounded size from a stream of rows, the same for any order and sharding."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 from torchmetrics import Metric
 from typing_extensions import override
 
+from lightly_collapse.functional.neighbors import nearest_neighbors
 from lightly_collapse.metrics._mergeable import (
     MergeableMetric,
     NanStrategy,
@@ -18,6 +20,9 @@ from lightly_collapse.metrics._mergeable import (
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # 64-bit constants of SplitMix64, as signed numbers
 _ROUNDS = ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64))
 _ROWS_AT_ONCE = 1024
+
+# Metrics of one compute group hold the same sample: its neighbours are sought once.
+_DISTANCES: MutableMapping[Tensor, Tensor] = WeakTensorKeyDictionary()
 
 
 class ReservoirMetric(MergeableMetric):
@@ -107,6 +112,8 @@ class ReservoirMetric(MergeableMetric):
             raise ValueError(f"z must have one width in all that is merged, got {widths}")
         if not filled:
             return merged | {"sample": self.sample, "draws": self.draws}
+        if len(filled) == 1 and filled[0]["sample"].shape[0] <= self.size:
+            return merged | {name: filled[0][name] for name in ("sample", "draws")}
         sample, draws = _smallest(
             [s["sample"] for s in filled], [s["draws"] for s in filled], self.size
         )
@@ -115,6 +122,22 @@ class ReservoirMetric(MergeableMetric):
     def _rows(self) -> Tensor:
         self._check_updated()
         return self.sample
+
+    def neighbor_distances(self, k: int) -> Tensor:
+        """(rows_used, k) distances of the sampled rows to their nearest others, ascending.
+
+        Raises:
+            ValueError: if the sample has no more than `k` rows.
+        """
+        x = self._rows()
+        if k >= x.shape[0]:
+            raise ValueError(f"k must be below the number of rows seen, {x.shape[0]}, got {k}")
+        found = _DISTANCES.get(x)
+        if found is None or found.shape[1] < k:
+            own = torch.arange(x.shape[0], device=x.device)
+            found, _ = nearest_neighbors(x, x, k, exclude=own)
+            _DISTANCES[x] = found
+        return found[:, :k]
 
 
 def _smallest(

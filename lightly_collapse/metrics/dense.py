@@ -22,6 +22,10 @@ class TokenMetrics:
 
     Args:
         size: number of images that are all measured.
+        seen: number of images of the stream that others have seen.
+
+    Attributes:
+        seen: number of the next image in the stream.
 
     Raises:
         ValueError: if `size` is not positive.
@@ -36,11 +40,11 @@ class TokenMetrics:
         1.0
     """
 
-    def __init__(self, size: int = 64) -> None:
+    def __init__(self, size: int = 64, seen: int = 0) -> None:
         if size < 1:
             raise ValueError(f"size must be at least 1, got {size}")
         self._size = size
-        self._seen = 0
+        self.seen = seen
         self._metrics: dict[str, PatchRank | MeanTokenCosine | NormOutliers | GramDrift] = {
             "patch_rank": PatchRank(),
             "mean_token_cosine": MeanTokenCosine(),
@@ -59,11 +63,11 @@ class TokenMetrics:
         """
         chosen, weights = [], []
         for i in range(images):
-            step = 1 << (self._seen // self._size).bit_length()
-            if self._seen % step == 0:
+            step = 1 << (self.seen // self._size).bit_length()
+            if self.seen % step == 0:
                 chosen.append(i)
                 weights.append(float(step))
-            self._seen += 1
+            self.seen += 1
         return torch.tensor(chosen, dtype=torch.int64), torch.tensor(weights)
 
     def update(self, tokens: Tensor, weights: Tensor, reference: Tensor | None = None) -> None:
@@ -91,7 +95,7 @@ class TokenMetrics:
 
     def reset(self) -> None:
         """Forget all images."""
-        self._seen = 0
+        self.seen = 0
         for metric in self._metrics.values():
             metric.reset()
 

@@ -43,6 +43,8 @@ class DenseCollector:
         on_error: Callable[[str, Exception], Any] | None = None,
     ) -> None:
         self._metrics: dict[str, TokenMetrics] = {}
+        self._choices: list[TokenMetrics] = []
+        self._start = 0
         self._on_error = on_error
         self._passes: list[ReferencePass] = []
         self.compared: set[str] = set()
@@ -55,17 +57,24 @@ class DenseCollector:
             inner = _inside(name, layers)
             names = {k + part: v + part for k, v in inner.items() for part in ("", PATCH)}
             self.compared.update(names)
+            self._choices.append(TokenMetrics())
             self._passes.append(
                 ReferencePass(
                     owner,
                     ReferenceModel(other, list(inner.values()), tokens, channels, prefix),
                     names.get,
-                    TokenMetrics().choose,
+                    self._choices[-1].choose,
                     self._update,
                     when,
                     lambda error: self._fail("the reference", error),
                 )
             )
+
+    def begin(self, start: int) -> None:
+        """The next image has this number in the stream, of which others measure other parts."""
+        self._start = start
+        for metrics in (*self._metrics.values(), *self._choices):
+            metrics.seen = start
 
     def take(self, layer: str, tokens: Tensor) -> None:
         """Take in (n, p, c) patch tokens of a layer."""
@@ -93,7 +102,7 @@ class DenseCollector:
         self._on_error(what, error)
 
     def _of(self, layer: str) -> TokenMetrics:
-        return self._metrics.setdefault(layer, TokenMetrics())
+        return self._metrics.setdefault(layer, TokenMetrics(seen=self._start))
 
     def totals(self) -> dict[str, dict[str, tuple[float, float]]]:
         """What `TokenMetrics.totals` gives, by layer."""

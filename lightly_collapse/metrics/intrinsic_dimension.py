@@ -6,11 +6,18 @@ from torch import Tensor, tensor
 from typing_extensions import override
 
 from lightly_collapse import functional
-from lightly_collapse.functional.intrinsic_dimension import DEFAULT_LID_K, Estimator
+from lightly_collapse._checks import check_rows
+from lightly_collapse.functional.intrinsic_dimension import (
+    DEFAULT_LID_K,
+    Estimator,
+    lid_mle_from_distances,
+    lid_mom_from_distances,
+)
+from lightly_collapse.functional.two_nn import two_nn_of_distances
 from lightly_collapse.metrics._mergeable import NanStrategy
 from lightly_collapse.metrics._reservoir import ReservoirMetric
 
-_ESTIMATORS = {"mom": functional.lid_mom, "mle": functional.lid_mle}
+_ESTIMATORS = {"mom": lid_mom_from_distances, "mle": lid_mle_from_distances}
 
 
 class LocalIntrinsicDimension(ReservoirMetric):
@@ -73,12 +80,7 @@ class LocalIntrinsicDimension(ReservoirMetric):
         Raises:
             ValueError: if the sample has no more than `k` rows.
         """
-        sample = self._rows()
-        if sample.shape[0] <= self.k:
-            raise ValueError(
-                f"k must be below the number of rows seen, {sample.shape[0]}, got {self.k}"
-            )
-        lid = _ESTIMATORS[self.estimator](sample, k=self.k)
+        lid = _ESTIMATORS[self.estimator](self.neighbor_distances(self.k))
         return self._output(lid if self.reduction == "none" else functional.geometric_mean(lid))
 
 
@@ -122,7 +124,9 @@ class TwoNN(ReservoirMetric):
         Raises:
             ValueError: if the sample has fewer than three rows, or too few distinct ones.
         """
-        return self._output(functional.two_nn(self._rows(), self.discard_fraction))
+        check_rows(self._rows(), "x", minimum=3)
+        distances = self.neighbor_distances(2)
+        return self._output(two_nn_of_distances(distances, self.discard_fraction))
 
 
 class DANCo(ReservoirMetric):

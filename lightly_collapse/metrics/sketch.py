@@ -1,6 +1,7 @@
 """The mergeable sketch of a table of embeddings, and its exact neighbour distances."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -73,7 +74,7 @@ class EmbeddingSketch:
         self._waiting: list[tuple[Tensor, Tensor]] = []  # rows and their blocks
         self._sample = RowSample(lid_size, seed)
         self._width = 0
-        self._layer_metrics()  # raises where a setting is out of range
+        _check_settings(rtol, lid_k, lid_size, seed)
 
     @property
     def dimensions(self) -> int:
@@ -99,6 +100,21 @@ class EmbeddingSketch:
     def sample(self) -> Tensor:
         """The sampled rows, (at most lid_size, D)."""
         return self._sample.sample
+
+    def neighbor_distances(self, k: int) -> Tensor:
+        """(at most lid_size, k) distances of the sampled rows to their nearest others.
+
+        Raises:
+            ValueError: if the sample has no more than `k` rows.
+        """
+        return self._sample.neighbor_distances(k)
+
+    def to(self, device: torch.device) -> "EmbeddingSketch":
+        """Move the state to a device; returns itself."""
+        for block in self._blocks:
+            block.to(device)
+        self._sample.to(device)
+        return self
 
     def update(
         self, rows: Tensor, numbers: Tensor | None = None, clusters: Tensor | None = None
@@ -176,9 +192,14 @@ class EmbeddingSketch:
             block.merge_states([incoming.tensor_states()])
         self._sample.merge_states([other._sample.tensor_states()])
 
-    def compute(self) -> Reading:
-        """The reading of all rows, in float64."""
-        layer = self._layer_metrics().to(self._sample.device).double()
+    def compute(self, danco: bool = False) -> Reading:
+        """The reading of all rows, in float64.
+
+        Args:
+            danco: compute the DANCo intrinsic dimension too, see `LayerMetrics`.
+        """
+        layer = LayerMetrics(self.rtol, self.lid_k, self.lid_size, self.seed, danco)
+        layer.to(self._sample.device).double()
         layer.merge_states(
             [b.tensor_states() for b in self._blocks], [self._sample.tensor_states()]
         )
@@ -198,14 +219,14 @@ class EmbeddingSketch:
             By block, value by name, nan where it cannot be computed, the participation ratio as
             that of `corrected_participation_ratio`; empty with one block.
         """
-        states = [b.tensor_states() for b in self._blocks if b.rows]
-        if len(states) < 2:
+        blocks = [b for b in self._blocks if b.rows]
+        if len(blocks) < 2:
             return []
-        ratios = ratios_of_parts([s["scatter"] for s in states])
+        ratios = ratios_of_parts([b.scatter for b in blocks])
         found, metrics = [], self._collapse_metrics()
-        for i, ratio in enumerate(ratios):
+        for others, ratio in zip(_without_each(blocks), ratios, strict=True):
             metrics.reset()
-            metrics.merge_states(states[:i] + states[i + 1 :])
+            metrics.merge_states([others.tensor_states()])
             values, _ = metrics.compute_or_nan()
             found.append({name: float(v) for name, v in values.items() if v.numel() == 1})
             found[-1]["participation_ratio"] = ratio
@@ -234,13 +255,31 @@ class EmbeddingSketch:
 
     def _collapse_metrics(self) -> CollapseMetrics:
         metrics = collapse_metrics(rtol=self.rtol, nan_strategy="drop")
-        metrics.set_dtype(torch.float64)
+        metrics.to(self._sample.device).set_dtype(torch.float64)
         return metrics
 
-    def _layer_metrics(self) -> LayerMetrics:
-        return LayerMetrics(
-            rtol=self.rtol, lid_k=self.lid_k, lid_size=self.lid_size, seed=self.seed
-        ).double()
+
+@lru_cache
+def _check_settings(rtol: float, lid_k: int, lid_size: int, seed: int) -> None:
+    """Raise a ValueError where one is out of range; once, since it takes milliseconds."""
+    LayerMetrics(rtol, lid_k, lid_size, seed)
+
+
+def _without_each(blocks: Sequence[Spectrum], others: Spectrum | None = None) -> Iterator[Spectrum]:
+    """All blocks but one and `others`, merged, for each block in turn.
+
+    By halves: n log2 n merges of matrices instead of n^2, and log2 n of them in memory.
+    """
+    if len(blocks) == 1 and others is not None:
+        yield others
+        return
+    half = len(blocks) // 2
+    parts = (blocks[:half], blocks[half:])
+    for kept, left in (parts, parts[::-1]):
+        whole = Spectrum(center=True, nan_strategy="drop")
+        states = [b.tensor_states() for b in (*left, *([] if others is None else [others]))]
+        whole.to(kept[0].device).merge_states(states)
+        yield from _without_each(kept, whole)
 
 
 class RowSample(ReservoirMetric):

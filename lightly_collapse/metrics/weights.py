@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from lightly_collapse import functional
 from lightly_collapse._checks import as_float
 from lightly_collapse._layers import LayerWeight, find_weights
+from lightly_collapse.functional.gram import tall_singular_values
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def _spectrum(weight: LayerWeight) -> WeightSpectrum:
         count = int((~tensor.isfinite()).sum())
         raise ValueError(f"{weight.name} must be finite, got {count} NaN or inf entries")
     w = as_float(functional.weight_matrix(tensor, weight.groups, weight.transposed))
-    s = torch.linalg.svdvals(w).flatten().sort(descending=True).values
+    s = _singular_values(w)
     nonzero = bool(s.any())
     return WeightSpectrum(
         shape=(w.shape[-2] * weight.groups, w.shape[-1]),
@@ -76,3 +77,11 @@ def _spectrum(weight: LayerWeight) -> WeightSpectrum:
         stable_rank=float(functional.stable_rank(s)) if nonzero else math.nan,
         condition_number=float(functional.condition_number(s)) if nonzero else math.nan,
     )
+
+
+def _singular_values(w: Tensor) -> Tensor:
+    """Of a matrix, or of those of all groups, in descending order."""
+    # One matrix is squared in float64, which is faster than float32's decomposition and more exact.
+    if w.ndim == 2 and w.dtype == torch.float32 and w.device.type != "mps" and w.any():
+        return tall_singular_values(w if w.shape[0] > w.shape[1] else w.mT)
+    return torch.linalg.svdvals(w).flatten().sort(descending=True).values

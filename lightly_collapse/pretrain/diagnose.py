@@ -27,13 +27,8 @@ from lightly_collapse._arguments import (
 )
 from lightly_collapse.io.devices import find_device
 from lightly_collapse.io.files import check_writable_folder
-from lightly_collapse.io.images import (
-    ImageFolderLoader,
-    InColour,
-    Preparation,
-    digits_loader,
-    load_images,
-)
+from lightly_collapse.io.image_batches import ImageFolderLoader, digits_loader
+from lightly_collapse.io.images import InColour, Preparation, load_images
 from lightly_collapse.io.models import load_model
 from lightly_collapse.io.preparation import published_preparation
 from lightly_collapse.pretrain.command import quiet

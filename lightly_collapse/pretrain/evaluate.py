@@ -270,7 +270,13 @@ def _preparation(data: PretrainData) -> Preparation:
         return data.evaluation_batches()[1]
 
     size = getattr(data, "image_size", _CIFAR_SIZE)
-    return Preparation(size, data.normalization, "the size of the pretraining", held_out)
+    return Preparation(
+        size,
+        data.normalization,
+        "the size of the pretraining",
+        held_out,
+        data.held_out_name,
+    )
 
 
 def _data_settings(path: str | os.PathLike[str]) -> dict[str, Any] | None:

@@ -1,9 +1,6 @@
 """How much a frozen representation knows about the classes."""
 
 from lightly.utils.benchmarking.knn import knn_predict
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor, from_numpy, full, inf
 from torch.nn.functional import normalize
 
@@ -100,6 +97,11 @@ def logistic_scores(
         >>> logistic_scores(x, y, x, classes=2).argmax(dim=1).equal(y)
         True
     """
+    # Here, since a report without labels has no use for it, and it takes a second.
+    from sklearn.linear_model import LogisticRegression  # noqa: PLC0415
+    from sklearn.pipeline import make_pipeline  # noqa: PLC0415
+    from sklearn.preprocessing import StandardScaler  # noqa: PLC0415
+
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     probe.fit(train_features.numpy(), train_labels.numpy())
     found = from_numpy(probe.predict_log_proba(test_features.numpy()))

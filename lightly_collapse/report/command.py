@@ -30,7 +30,8 @@ from lightly_collapse.functional.intrinsic_dimension import DEFAULT_LID_K
 from lightly_collapse.functional.spectrum import DEFAULT_RTOL
 from lightly_collapse.io.devices import find_device
 from lightly_collapse.io.files import atomic_write, check_writable_folder
-from lightly_collapse.io.images import Preparation, image_batches, unreadable_notes
+from lightly_collapse.io.image_batches import image_batches
+from lightly_collapse.io.images import Preparation, unreadable_notes
 from lightly_collapse.io.memory import require_memory
 from lightly_collapse.io.models import load_model
 from lightly_collapse.io.preparation import published_preparation
@@ -38,11 +39,11 @@ from lightly_collapse.io.spectra import FILE_NAME, TrainingSpectra
 from lightly_collapse.metrics.features import Tokens
 from lightly_collapse.report.collapse_report import CollapseReport
 from lightly_collapse.report.compare import compare
+from lightly_collapse.report.embeddings import Engine
 from lightly_collapse.report.feature_pass import EmptyDataError
 from lightly_collapse.report.measure import measure
 from lightly_collapse.report.measured_similarity import measured_similarity
 from lightly_collapse.report.pages.figures import to_png
-from lightly_collapse.report.records import OWN_IMAGES
 
 _BATCH_SIZE = 64
 
@@ -63,6 +64,8 @@ def measure_command(
     workers: Workers = 0,
     limit: Count | None = None,
     device: Device = "auto",
+    engine: Engine = "local",
+    address: str | None = None,
     seed: Seed = 0,
     normalize: bool = False,
     danco: bool = False,
@@ -95,6 +98,9 @@ def measure_command(
         workers: processes that read images.
         limit: measure at most so many images.
         device: auto, cpu, cuda, cuda:N or mps.
+        engine: local, or ray for the workers of a Ray cluster, which get the model and read the
+            images of `data` themselves.
+        address: of the Ray cluster.
         seed: of random weights and choices.
         normalize: divide every row by its norm first, as the DirectCLR paper draws its spectra.
         danco: compute the DANCo intrinsic dimension of the output too, as LDReg does; it takes
@@ -114,11 +120,12 @@ def measure_command(
         OSError: if a file cannot be read or written.
     """
     check_measure(
-        arch, data, checkpoint, prefix, workers,
-        limit=limit, batch_size=batch_size, image_size=image_size,
+        arch, data, checkpoint, prefix, workers, engine, address,
+        limit=limit, batch_size=batch_size, image_size=image_size, device=device,
     )  # fmt: skip
     batch_size = batch_size or _BATCH_SIZE
-    target = find_device(device)
+    on_cluster = engine == "ray"
+    target = (None if device == "auto" else device) if on_cluster else find_device(device)
     folder = check_writable_folder(output)
     training, training_notes = _training_spectra(spectra, checkpoint)
     torch.manual_seed(seed)
@@ -148,6 +155,8 @@ def measure_command(
             normalize=normalize,
             danco=danco,
             device=target,
+            engine=engine,
+            address=address,
             name=name or (Path(checkpoint).stem if checkpoint else f"{arch}, random weights"),
             progress=True,
         )
@@ -165,7 +174,7 @@ def measure_command(
             "model": loaded.arch,
             "checkpoint": str(checkpoint or "none"),
             **({"objective": loaded.pretrained.method} if loaded.pretrained else {}),
-            "data": data or OWN_IMAGES,
+            "data": data or how.held_out_name,
         }
         | ({} if reference is None else {"reference": str(reference)})
         | ({} if prefix is None else {"prefix": prefix}),

@@ -27,13 +27,13 @@ class SketchSettings:
     seed: int
     blocks: int
 
-    def sketch(self, group: bool = False) -> EmbeddingSketch:
+    def sketch(self, group: bool = False, block_bytes: int | None = None) -> EmbeddingSketch:
         """An empty sketch, with less memory for blocks and sample for a group."""
         size = min(self.lid_size, 1000) if group else self.lid_size
         k = min(self.lid_k, size - 1)
         blocks = min(self.blocks, _GROUP_BLOCKS) if group else self.blocks
-        memory = {"block_bytes": _GROUP_BYTES} if group else {}
-        return EmbeddingSketch(self.rtol, k, size, self.seed, blocks, **memory)
+        memory = _GROUP_BYTES if group else block_bytes
+        return EmbeddingSketch(self.rtol, k, size, self.seed, blocks, memory)
 
 
 class EmbeddingTotals:

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from lightly_collapse.metrics import FeatureHooks
 from lightly_collapse.metrics.channels import channel_axis
-from lightly_collapse.metrics.dense import means
 from lightly_collapse.metrics.dense_collector import DenseCollector
 from lightly_collapse.metrics.feature_hooks import PATCH, plain_name
 from lightly_collapse.metrics.features import Tokens, dinov2_tokens, feature_rows, first_tensor
@@ -38,16 +37,23 @@ class FeaturePass:
         tokens: Tokens,
         channels: int | Mapping[str, int] | None,
         reference: nn.Module | None = None,
+        begin: Callable[[int, int], None] = lambda *_: None,
     ) -> None:
         self._model, self._layers, self._take, self._head = model, layers, take, head
+        self._on_batch = begin
         self._tokens, self._channels, self._reference = tokens, channels, reference
         self._needs_output = needs_output or not layers
         self._dense: DenseCollector | None = None
 
-    def dense_measures(self) -> dict[str, dict[str, float]]:
-        """The dense measures of the layers of patch tokens, once all batches are measured."""
+    def dense_totals(self) -> dict[str, dict[str, tuple[float, float]]]:
+        """The sums of the dense measures of the layers of patch tokens, and those of weights."""
         totals = {} if self._dense is None else self._dense.totals()
-        return {_reported(layer): means([values]) for layer, values in totals.items()}
+        return {_reported(layer): values for layer, values in totals.items()}
+
+    def _begin(self, start: int, images: int) -> None:
+        self._on_batch(start, images)
+        if self._dense is not None:
+            self._dense.begin(start)
 
     def _hooked(self) -> list[FeatureHooks | DenseCollector]:
         """Hooks on the layers, and on the model for the patch tokens of its output."""
@@ -79,16 +85,30 @@ class FeaturePass:
             self._dense.take(layer, tokens)
 
     def over(
-        self, batches: Iterable[Any], device: torch.device, labelled: bool
+        self,
+        batches: Iterable[Any],
+        device: torch.device,
+        labelled: bool = False,
+        number: Callable[[int], int] = lambda seen: seen,
     ) -> tuple[Tensor, Tensor]:
-        """Measure all batches; with labels, the representations and labels, else nothing."""
+        """Measure all batches; with labels, the representations and labels, else nothing.
+
+        Args:
+            batches: of images.
+            device: where to compute.
+            labelled: whether they have labels that are wanted.
+            number: of the next image, from the number of images that came before.
+        """
         hooks = self._hooked()
         kept: list[tuple[Tensor, Tensor]] = []
-        count = 0
+        count = seen = 0
         try:
             for batch in batches:
                 count += 1
-                rows = self._representation(images_of(batch).to(device), labelled, True)
+                images = images_of(batch).to(device)
+                self._begin(number(seen), len(images))
+                seen += len(images)
+                rows = self._representation(images, labelled, True)
                 if rows is None:
                     continue
                 self._take(OUTPUT, rows)

@@ -14,12 +14,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from scipy.stats import t as student
+from scipy.special import stdtrit
 from torch import Tensor
 
 from lightly_collapse import functional
 from lightly_collapse.functional.intrinsic_dimension import mlid_corrected
-from lightly_collapse.functional.neighbors import nearest_neighbors
 from lightly_collapse.functional.two_nn import two_nn_of_distances
 from lightly_collapse.metrics import EmbeddingSketch
 
@@ -84,7 +83,7 @@ def jackknife_interval(
     mean = sum(values[1:]) / n
     center = n * values[0] - (n - 1) * mean
     error = math.sqrt((n - 1) / n * sum((v - mean) ** 2 for v in values[1:]))
-    half = float(student.ppf(0.5 + _CONFIDENCE / 2, n - 1)) * error
+    half = float(stdtrit(n - 1, 0.5 + _CONFIDENCE / 2)) * error
     low, high = center - half, center + half
     return Interval(math.exp(low), math.exp(high)) if logarithmic else Interval(low, high)
 
@@ -186,7 +185,7 @@ def told_apart(name: str, one: Sequence[float], other: Sequence[float]) -> bool:
 def _of_neighbors(sketch: EmbeddingSketch) -> dict[str, Interval | None]:
     x = sketch.sample
     k = min(sketch.lid_k, len(x) - 1)
-    r, _ = nearest_neighbors(x, x, k, exclude=torch.arange(len(x)))
+    r = sketch.neighbor_distances(k)
     lid = functional.intrinsic_dimension.lid_mom_from_distances(r)
     # Rows of the sample come by ascending draw: any pattern of positions is a random one.
     part = torch.arange(len(x)) % _PARTS

@@ -11,8 +11,9 @@ def record_of(
     name: str,
     reading: Reading,
     dimensions: int,
-    sketch: EmbeddingSketch | None,
+    sketch: EmbeddingSketch,
     near: NeighborDistances | None = None,
+    independent: int | None = None,
 ) -> LayerRecord:
     """What a report says of a layer or a group.
 
@@ -22,12 +23,21 @@ def record_of(
         dimensions: of its rows.
         sketch: of the same rows, for intervals and corrections.
         near: distances of the sampled rows to the nearest of all, where those were sought.
+        independent: number of images, where each may have given several rows; by default every row
+            is independent of the others. The neighbours and pairs of rows of few images are not,
+            and no interval is known of what is measured on them.
 
     Returns:
         The record.
     """
     scalars, problems, lid = dict(reading.scalars), dict(reading.problems), reading.lid
-    intervals, corrected = estimates_of(sketch, scalars) if sketch else ({}, {})
+    intervals, corrected = estimates_of(sketch, scalars)
+    rows = int(scalars["rows"])
+    independent = rows if independent is None else min(rows, independent)
+    if independent < rows:
+        for measure in ("mlid", "two_nn", "uniformity"):
+            intervals.pop(measure, None)
+            corrected.pop(measure, None)
     if near is not None:
         lid = near.lid()
         scalars["mlid"], scalars["lid_rows"] = near.mlid(), float(len(lid))
@@ -37,7 +47,7 @@ def record_of(
     if math.isinf(scalars["condition_number"]):
         problems["condition_number"] = "infinite, the weakest direction cannot be told from zero"
     spectrum = [] if reading.spectrum is None else list(map(rounded, reading.spectrum.tolist()))
-    doubtful = unreliable(int(scalars["rows"]), spectrum, corrected.get("effective_rank"))
+    doubtful = unreliable(independent, spectrum, corrected.get("effective_rank"))
     return LayerRecord(
         name=name,
         dimensions=dimensions,

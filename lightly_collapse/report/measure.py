@@ -1,30 +1,28 @@
 """Measure the collapse of a model: its representation, its hidden features, its weights."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
-from torch.nn.functional import normalize as unit_rows
 
+from lightly_collapse._checks import check_choice
 from lightly_collapse._layers import has_weights
 from lightly_collapse.functional.intrinsic_dimension import DEFAULT_LID_K
 from lightly_collapse.functional.spectrum import DEFAULT_RTOL
-from lightly_collapse.metrics import EmbeddingSketch, LayerMetrics, WeightSpectrum, weight_spectra
+from lightly_collapse.metrics import WeightSpectrum, weight_spectra
 from lightly_collapse.metrics.feature_hooks import CLS, PATCH, find_layers, silent_layers
 from lightly_collapse.metrics.features import Tokens, check_tokens
 from lightly_collapse.report.accuracy import knn_accuracy, linear_accuracy
 from lightly_collapse.report.collapse_report import CollapseReport
-from lightly_collapse.report.embeddings import measure_embeddings
-from lightly_collapse.report.feature_pass import EMBEDDING, OUTPUT, FeaturePass, evaluating
-from lightly_collapse.report.layer_record import record_of
-from lightly_collapse.report.records import LayerRecord, WeightRecord, finite, rounded
+from lightly_collapse.report.embedding_totals import SketchSettings
+from lightly_collapse.report.embeddings import Engine, measure_embeddings
+from lightly_collapse.report.feature_pass import EMBEDDING, OUTPUT
+from lightly_collapse.report.model_pass import ModelPass
+from lightly_collapse.report.records import WeightRecord, finite, rounded
 
 _MOST_STAGES = 24
 Classifier = Literal["knn", "linear"]
@@ -50,6 +48,8 @@ def measure(
     normalize: bool = False,
     danco: bool = False,
     device: torch.device | str | None = None,
+    engine: Engine = "local",
+    address: str | None = None,
     name: str | None = None,
     progress: bool = False,
 ) -> CollapseReport:
@@ -85,12 +85,16 @@ def measure(
             that, all others, with a warning.
         lid_size: number of rows sampled at most for neighbours and pairs.
         seed: of the sample and the blocks.
-        blocks: for the jackknife of the intervals of the model's output; 1 for none.
+        blocks: for the jackknife of the intervals; 1 for none.
         normalize: divide every row by its norm first, as spectra in the DirectCLR paper are drawn;
             not with representations, which are the caller's to divide.
         danco: compute the DANCo intrinsic dimension of the output too, as LDReg does, which takes
             minutes where it is wide and needs scikit-dimension; not with representations.
-        device: where to compute; by default where the model is.
+        device: where to compute; by default where the model is, and on a cluster a GPU for each
+            worker where it has any.
+        engine: `local`, or `ray` for the workers of a Ray cluster, to which the model is sent;
+            `dataloader` is then a loader of this package, or a DataLoader that does not shuffle.
+        address: of the Ray cluster; by default the running one or a new one on this machine.
         name: what the model is called in tables and figures; its class by default.
         progress: show a progress bar on standard error.
 
@@ -117,6 +121,31 @@ def measure(
         raise ValueError(
             "danco needs scikit-dimension: pip install 'lightly-collapse[intrinsic-dimension]'"
         )
+    if not isinstance(model, nn.Module):
+        only = {"normalize": normalize or None, "danco": danco or None}
+        _check_no_model_arguments(
+            dataloader=dataloader, layers=layers, head=head, reference=reference, **only
+        )
+        keywords: dict[str, Any] = {"rtol": rtol, "lid_k": lid_k, "lid_size": lid_size}
+        keywords |= {"blocks": blocks, "engine": engine, "address": address}
+        return measure_embeddings(model, seed=seed, name=name, progress=progress, **keywords)
+    check_choice("engine", engine, get_args(Engine))
+    if dataloader is None:
+        raise ValueError("dataloader must give the images that the model is measured on, got None")
+    chosen = list(stages(model) if layers is None else layers)
+    if chosen:
+        find_layers(model, chosen)
+    job = ModelPass(
+        model,
+        SketchSettings(rtol, lid_k, lid_size, seed, blocks),
+        chosen,
+        layers is None,
+        head,
+        tokens,
+        channels,
+        reference,
+        normalize,
+    )
     settings = {
         "collapse_rtol": rtol,
         "tokens": tokens,
@@ -125,59 +154,31 @@ def measure(
         "seed": seed,
         "blocks": blocks,
     }
-    sketch = EmbeddingSketch(rtol, lid_k, lid_size, seed, blocks)
     if normalize:
         settings["normalize"] = True
-    metrics: dict[str, LayerMetrics] = {}
-    widths: dict[str, int] = {}
+    accuracy: dict[str, float] = {}
+    if engine == "ray":
+        from lightly_collapse.report.ray_inference import measured_on_cluster  # noqa: PLC0415
 
-    def take(layer: str, rows: Tensor) -> None:
-        if layer not in metrics:
-            metrics[layer] = LayerMetrics(rtol, lid_k, lid_size, seed, danco and layer == OUTPUT)
-        widths[layer] = rows.shape[1]
-        rows = unit_rows(rows.float(), dim=1) if normalize else rows
-        metrics[layer].update(rows)
-        if layer == OUTPUT and blocks > 1:
-            sketch.update(rows.cpu())
-
-    if not isinstance(model, nn.Module):
-        only = {"normalize": normalize or None, "danco": danco or None}
-        _check_no_model_arguments(
-            dataloader=dataloader, layers=layers, head=head, reference=reference, **only
-        )
-        keywords: dict[str, Any] = {"rtol": rtol, "lid_k": lid_k, "lid_size": lid_size}
-        keywords["blocks"] = blocks
-        return measure_embeddings(model, seed=seed, name=name, progress=progress, **keywords)
-    if dataloader is None:
-        raise ValueError("dataloader must give the images that the model is measured on, got None")
-    chosen = list(stages(model) if layers is None else layers)
-    if chosen:
-        find_layers(model, chosen)
-    run = FeaturePass(model, chosen, layers is None, take, head, tokens, channels, reference)
-    parameter = next(model.parameters(), torch.empty(0))
-    target = torch.device(device) if device is not None else parameter.device
-    with evaluating(model, target):
-        held_out = run.over(_bar(dataloader, progress), target, train_dataloader is not None)
-        accuracy: dict[str, float] = {}
         if train_dataloader is not None:
-            bank = run.labelled(train_dataloader, target)
-            if "knn" in classifiers:
-                accuracy["knn"] = knn_accuracy(*bank, *held_out, **_KNN)  # type: ignore[arg-type]
+            raise ValueError("train_dataloader must not be given with engine ray")
+        totals = measured_on_cluster(job, dataloader, device, address, progress)
+    else:
+        parameter = next(model.parameters(), torch.empty(0))
+        target = torch.device(device) if device is not None else parameter.device
+        labelled = train_dataloader is not None
+        totals, held_out = job.over(dataloader, target, labelled=labelled, progress=progress)
+        if train_dataloader is not None:
+            accuracy = _accuracy(job.labelled(train_dataloader, target), held_out, classifiers)
+            if "knn" in accuracy:
                 settings |= {f"knn_{key}": value for key, value in _KNN.items()}
-            if "linear" in classifiers:
-                accuracy["linear"] = linear_accuracy(*bank, *held_out)
-    dense = run.dense_measures()
-    if reference is not None and not any("gram_drift" in values for values in dense.values()):
+    if reference is not None and not totals.has_gram_drift():
         raise ValueError("reference must give patch tokens as the model does; no layer has both")
-    silent = silent_layers(chosen, widths)
+    silent = silent_layers(chosen, totals.sketches)
     if silent and layers is not None:
         raise ValueError(f"layers must be called in forward, got {', '.join(map(repr, silent))}")
     named = (n + part for n in (OUTPUT, *chosen, EMBEDDING) for part in ("", CLS, PATCH))
-    order = [n for n in named if n in widths]
-    records = [
-        _layer(n, widths[n], metrics[n], dense.get(n, {}), sketch if n == OUTPUT else None)
-        for n in order
-    ]
+    records = [totals.record(n, danco and n == OUTPUT) for n in named if n in totals.sketches]
     return CollapseReport(
         name=name or type(model).__name__,
         layers=records,
@@ -186,6 +187,17 @@ def measure(
         notes=records[0].doubts(),
         accuracy=accuracy,
     )
+
+
+def _accuracy(
+    bank: tuple[Tensor, Tensor], held_out: tuple[Tensor, Tensor], classifiers: Sequence[Classifier]
+) -> dict[str, float]:
+    accuracy = {}
+    if "knn" in classifiers:
+        accuracy["knn"] = knn_accuracy(*bank, *held_out, **_KNN)  # type: ignore[arg-type]
+    if "linear" in classifiers:
+        accuracy["linear"] = linear_accuracy(*bank, *held_out)
+    return accuracy
 
 
 def _check_no_model_arguments(**arguments: Any) -> None:
@@ -228,31 +240,6 @@ def _weighty_children(module: nn.Module, prefix: str) -> list[str]:
         for child, part in module.named_children()
         if any(p.ndim > 1 for p in part.parameters())
     ]
-
-
-def _bar(dataloader: Iterable[Any], shown: bool) -> Iterable[Any]:
-    console = Console(stderr=True)
-    if not (shown and console.is_terminal):
-        yield from dataloader
-        return
-    total = len(dataloader) if isinstance(dataloader, Sized) else None
-    columns = (TextColumn("measuring"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task("measuring", total=total)
-        for batch in dataloader:
-            yield batch
-            bar.advance(task)
-
-
-def _layer(
-    name: str,
-    width: int,
-    metrics: LayerMetrics,
-    dense: Mapping[str, float],
-    sketch: EmbeddingSketch | None,
-) -> LayerRecord:
-    record = record_of(name, metrics.compute(), width, sketch if sketch and sketch.rows else None)
-    return replace(record, scalars=record.scalars | finite(dense))
 
 
 def _weights(model: nn.Module) -> dict[str, WeightSpectrum]:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from lightly_collapse.io.devices import find_device
-from lightly_collapse.io.images import Normalization, image_batches
+from lightly_collapse.io.image_batches import image_batches
+from lightly_collapse.io.images import Normalization
 from lightly_collapse.io.models import LoadedModel, load_model
 from lightly_collapse.metrics.feature_hooks import CLS, PATCH
 from lightly_collapse.report.feature_pass import OUTPUT

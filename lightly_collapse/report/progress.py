@@ -1,10 +1,18 @@
-"""Progress bars of rows, with their rows per second."""
+"""Progress bars of rows, with their rows per second, and of batches."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 from typing_extensions import override
 
@@ -35,3 +43,20 @@ def with_progress(
         for chunk in chunks:
             yield chunk
             bar.advance(task, len(chunk.rows))
+
+
+def batch_progress(shown: bool, total: int | None) -> tuple[Progress, Any]:
+    """A progress bar of batches on standard error, and its task."""
+    columns = (TextColumn("measuring"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    bar = Progress(*columns, console=console, disable=not (shown and console.is_terminal))
+    return bar, bar.add_task("measuring", total=total)
+
+
+def with_batch_progress(batches: Iterable[Any], shown: bool) -> Iterator[Any]:
+    """The batches, with a progress bar while they are used."""
+    bar, task = batch_progress(shown, len(batches) if isinstance(batches, Sized) else None)
+    with bar:
+        for batch in batches:
+            yield batch
+            bar.advance(task)

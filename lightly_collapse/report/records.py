@@ -34,8 +34,6 @@ _SETTINGS: Mapping[str, Any] = {
     "std": tuple[PositiveFloat, PositiveFloat, PositiveFloat],
 }
 _SOURCE = ("model", "checkpoint", "data", "prefix", "reference", "objective")
-OWN_IMAGES = "held-out images of the pretraining"
-"""What `source` names as data where no other was given."""
 
 
 @dataclass(frozen=True)

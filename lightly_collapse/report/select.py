@@ -15,7 +15,7 @@ from lightly_collapse._combinations import check_select
 from lightly_collapse.io.files import atomic_write, check_writable_folder
 from lightly_collapse.report.glossary import GLOSSARY
 from lightly_collapse.report.intervals import told_apart
-from lightly_collapse.report.records import OWN_IMAGES, LayerRecord, ModelRecord, finite_json
+from lightly_collapse.report.records import LayerRecord, ModelRecord, finite_json
 
 FITTED: Mapping[str, float] = MappingProxyType({"participation_ratio": 1.07, "mlid": -10.15})
 """Points of linear accuracy for each unit of a measure's logarithm. Fitted on SimCLR, BYOL,
@@ -220,11 +220,6 @@ def _notes(report: ModelRecord) -> tuple[str, ...]:
     notes = ["A score is the linear accuracy expected above the candidates' mean, in points."]
     if "objective" not in report.source:
         notes.append("No report names its objective: it is taken to be the same.")
-    if report.source.get("data") == OWN_IMAGES:
-        notes.append(
-            "Each report is of the held-out images of its own pretraining: a choice holds only if "
-            "they are the same."
-        )
     low, high = FITTED_DIMENSIONS
     if not low <= report.output.dimensions <= high:
         notes.append(

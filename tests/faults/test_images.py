@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from lightly_collapse.cli import main
+from lightly_collapse.io.image_batches import ImageFolderLoader
 from lightly_collapse.io.images import (
     ImageFiles,
-    ImageFolderLoader,
     ReadableImages,
     UnreadableImageError,
     open_rgb,

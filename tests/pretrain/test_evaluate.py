@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from lightly_collapse.cli import main
 from lightly_collapse.io.digits import digits_split
 from lightly_collapse.io.models import load_model
 from lightly_collapse.pretrain.command import pretrain
+from lightly_collapse.pretrain.data import CIFAR10, ImageFolder
 from lightly_collapse.pretrain.evaluate import probe
 
 WORDS = [
@@ -83,6 +85,16 @@ def test_measures_the_backbone_on_the_data_of_its_run(run, tmp_path, capsys):
         eigenvalues / eigenvalues[0],
         atol=1e-4,
         rtol=0,
+    )
+
+
+def test_measure_names_the_images_of_the_run(run, tmp_path):
+    assert main(["measure", "--checkpoint", str(run / "last.ckpt"), "--output", str(tmp_path)]) == 0
+    source = json.loads((tmp_path / "measure.json").read_text())["source"]
+    assert source["data"] == "held-out images of Digits"
+    assert (ImageFolder("x", val="val2").held_out_name, CIFAR10("x").held_out_name) == (
+        f"images in {Path('x/val2').absolute()}",
+        "held-out images of CIFAR10",
     )
 
 

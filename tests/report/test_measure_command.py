@@ -9,7 +9,7 @@ from PIL import Image
 from torchvision.models import resnet18
 
 from lightly_collapse.cli import main
-from lightly_collapse.io.images import ImageFolderLoader, digits_loader
+from lightly_collapse.io.image_batches import ImageFolderLoader, digits_loader
 from lightly_collapse.io.spectra import SpectraFile
 
 

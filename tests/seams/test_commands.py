@@ -7,7 +7,7 @@ import torch
 
 from lightly_collapse.cli import main
 from lightly_collapse.io.backbones import BackboneSettings
-from lightly_collapse.io.images import digits_loader
+from lightly_collapse.io.image_batches import digits_loader
 from lightly_collapse.pretrain.checkpoint import AtomicCheckpointIO
 from lightly_collapse.pretrain.methods import SimCLR
 from lightly_collapse.report import measure

@@ -113,6 +113,11 @@ class PretrainData(LightningDataModule):
         self.views = views
 
     @property
+    def held_out_name(self) -> str:
+        """What the held-out images are, in a few words; other images have another name."""
+        return f"held-out images of {type(self).__name__}"
+
+    @property
     @abstractmethod
     def num_classes(self) -> int:
         """Number of classes of the labels; 0 where there are no labels. Known before `setup`."""

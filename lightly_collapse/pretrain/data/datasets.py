@@ -259,6 +259,12 @@ class ClassFolders(PretrainData):
 
     @property
     @override
+    def held_out_name(self) -> str:
+        """The folder of the held-out images."""
+        return f"images in {Path(self.root, self.val).absolute()}"
+
+    @property
+    @override
     def num_classes(self) -> int:
         """Number of folders of training images."""
         return _count_classes(self.root, self.train)

@@ -42,6 +42,13 @@ class LightlyFolder(PretrainData):
         check_at_least("image_size", image_size, MIN_IMAGE_SIZE)
         self.root, self.names, self.image_size = root, names, image_size
 
+    @property
+    @override
+    def held_out_name(self) -> str:
+        """The folder: all of its images are trained on."""
+        named = "" if self.names is None else f" that {self.names} names"
+        return f"training images in {os.path.abspath(self.root)}{named}"
+
     @override
     def setup(self, stage: str) -> None:
         """Find the images."""
