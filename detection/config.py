@@ -7,7 +7,6 @@ values, without detectron2 and without running anything that is in them.
 
 import argparse
 import ast
-import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ import torch
 import yaml
 from typing_extensions import override
 
-from lightly_collapse._arguments import Workers, check
+from detection.checks import check_settings
 from lightly_collapse.io.pipes import ending_with_the_reader
 
 # The keys of our own among detectron2's, with their defaults.
@@ -44,7 +43,6 @@ DETECTOR_OF = {
     "build_vit_pyramid_backbone": "ViT",
 }
 """A short name for the detector of a configuration, by the builder of its backbone."""
-NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN", "naiveSyncBN", "naiveSyncBN_N", "LN", "nnSyncBN")
 _SECTIONS = "MODEL|INPUT|DATASETS|DATALOADER|SOLVER|TEST|GLOBAL"
 _PLAIN_KEYS = "OUTPUT_DIR|SEED|VERSION|VIS_PERIOD|CUDNN_BENCHMARK|FLOAT32_PRECISION"
 _KEY = re.compile(rf"(?:{_SECTIONS})(?:\.[A-Z0-9_]+)+|{_PLAIN_KEYS}")
@@ -157,92 +155,24 @@ def fragment_beside(weights: str) -> Path | None:
     return path if path is not None and path.is_file() else None
 
 
-def check_gpus(count: int) -> None:
-    """Raise a ValueError if there are fewer GPUs than asked for by --num-gpus."""
-    if not 0 <= count <= torch.cuda.device_count():
-        raise ValueError(
-            f"--num-gpus: {count} asked for, {torch.cuda.device_count()} found on this machine"
-        )
-
-
-def check_settings(config: Any, num_gpus: int) -> None:
-    """What neither trainer could run with, found before the data is read.
+def apply_arguments(config: Any, arguments: argparse.Namespace) -> None:
+    """Check the settings, and put what the command line's options say into them.
 
     Args:
-        config: nested settings, of either trainer.
-        num_gpus: as given on the command line.
+        config: nested settings, of either trainer; changed in place.
+        arguments: of the command.
 
     Raises:
-        ValueError: naming the key.
+        ValueError: as `check_settings` does.
     """
-    solver, model = config["SOLVER"], config["MODEL"]
-    _check_solver(solver)
-    if not config["SEED"] < 2**32:
-        raise ValueError(f"config: SEED must be below 2^32, got {config['SEED']}")
-    check("config: DATALOADER.NUM_WORKERS", Workers, config["DATALOADER"]["NUM_WORKERS"])
-    if config["TEST"]["EVAL_PERIOD"] < 0:
-        period = config["TEST"]["EVAL_PERIOD"]
-        raise ValueError(f"config: TEST.EVAL_PERIOD must be 0 or more, got {period}")
-    if model["BACKBONE"]["FREEZE_AT"] not in range(6):
-        freeze_at = model["BACKBONE"]["FREEZE_AT"]
-        raise ValueError(f"config: MODEL.BACKBONE.FREEZE_AT must be 0 to 5, got {freeze_at}")
-    _check_pixels(config["INPUT"], model)
-    _check_device(model["DEVICE"], num_gpus)
-    check_gpus(num_gpus)
-    for key in ("RESNETS", "FPN"):
-        if model[key]["NORM"] not in NORMS:
-            raise ValueError(
-                f"config: MODEL.{key}.NORM must be one of {', '.join(filter(None, NORMS))} or '', "
-                f"got {model[key]['NORM']!r}"
-            )
-
-
-def _check_pixels(sizes: Any, model: Any) -> None:
-    for phase in ("TRAIN", "TEST"):
-        least = sizes[f"MIN_SIZE_{phase}"]
-        values = [*(least if isinstance(least, (list, tuple)) else [least])]
-        if not values or min(*values, sizes[f"MAX_SIZE_{phase}"]) < 1:
-            raise ValueError(
-                f"config: INPUT.MIN_SIZE_{phase} and MAX_SIZE_{phase} must name positive sizes, "
-                f"got {least} and {sizes[f'MAX_SIZE_{phase}']}"
-            )
-    mean, std = model["PIXEL_MEAN"], model["PIXEL_STD"]
-    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-        raise ValueError(
-            f"config: MODEL.PIXEL_MEAN and PIXEL_STD must be three numbers, the deviations "
-            f"positive, got {mean} and {std}"
-        )
-
-
-def _check_device(name: str, num_gpus: int) -> None:
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        line = str(error).splitlines()[0]
-        raise ValueError(f"config: MODEL.DEVICE is no device: {line}") from error
-    if device.type != "cuda":
-        try:
-            # Neither the meta device, whose tensors hold nothing, nor one that is not here.
-            torch.zeros(1, device=device).item()
-        except (RuntimeError, AssertionError, NotImplementedError, ModuleNotFoundError) as error:
-            raise ValueError(f"config: MODEL.DEVICE {name} cannot be used here") from error
-    if device.type == "cuda" and num_gpus and not torch.cuda.is_available():
-        raise ValueError("MODEL.DEVICE: no GPU here; give --num-gpus 0 or MODEL.DEVICE cpu")
-
-
-def _check_solver(solver: Mapping[str, Any]) -> None:
-    for key in ("IMS_PER_BATCH", "CHECKPOINT_PERIOD", "MAX_ITER"):
-        if not isinstance(solver[key], int) or solver[key] < 1:
-            raise ValueError(f"config: SOLVER.{key} must be at least 1, got {solver[key]}")
-    for key in ("BASE_LR", "WEIGHT_DECAY", "MOMENTUM", "WARMUP_FACTOR", "GAMMA"):
-        if not 0 <= solver[key] < math.inf:
-            raise ValueError(
-                f"config: SOLVER.{key} must be finite and not negative, got {solver[key]}"
-            )
-    if solver["OPTIMIZER"] not in {"SGD", "AdamW"}:
-        raise ValueError(f"config: SOLVER.OPTIMIZER must be SGD or AdamW: {solver['OPTIMIZER']!r}")
-    if not 0 < solver["LAYER_DECAY"] <= 1:
-        raise ValueError(f"config: SOLVER.LAYER_DECAY must be in (0, 1]: {solver['LAYER_DECAY']}")
+    check_settings(config, arguments.num_gpus)
+    if arguments.num_gpus == 0 and config["MODEL"]["DEVICE"].startswith("cuda"):
+        config["MODEL"]["DEVICE"] = "cpu"
+        print("no GPU is used (--num-gpus 0): MODEL.DEVICE is cpu", flush=True)
+    if arguments.dataset_root is not None:
+        config["DATASETS"]["ROOT"] = str(arguments.dataset_root)
+    if arguments.classes:
+        config["DATASETS"]["CLASSES"] = list(arguments.classes)
 
 
 def read_overrides(overrides: Sequence[str]) -> list[tuple[str, Any]]:

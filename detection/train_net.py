@@ -14,7 +14,8 @@ from collections.abc import Callable, Sequence
 
 from torch.multiprocessing import ProcessRaisedException
 
-from detection.config import check_gpus, make_parser, parse_arguments, run_command
+from detection.checks import check_gpus
+from detection.config import make_parser, parse_arguments, run_command
 from lightly_collapse.io.locks import HeldError
 
 _MISSING = (

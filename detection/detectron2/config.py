@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 from detectron2.config import CfgNode, get_cfg
 
-from detection.config import OUR_DEFAULTS, check_settings, fragment_beside, read_values
+from detection.config import OUR_DEFAULTS, apply_arguments, fragment_beside, read_values
 
 
 def default_config() -> Any:
@@ -45,13 +45,7 @@ def configure(arguments: argparse.Namespace) -> Any:
         raise ValueError(f"config: {error}") from error
     if cfg.INPUT.FORMAT != "RGB":
         raise ValueError(f"config: INPUT.FORMAT must be 'RGB', got {cfg.INPUT.FORMAT!r}")
-    check_settings(cfg, arguments.num_gpus)
-    if arguments.num_gpus == 0 and cfg.MODEL.DEVICE.startswith("cuda"):
-        cfg.MODEL.DEVICE = "cpu"
-    if arguments.dataset_root is not None:
-        cfg.DATASETS.ROOT = str(arguments.dataset_root)
-    if arguments.classes:
-        cfg.DATASETS.CLASSES = list(arguments.classes)
+    apply_arguments(cfg, arguments)
     return cfg
 
 

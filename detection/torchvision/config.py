@@ -14,7 +14,7 @@ import yaml
 from detection.config import (
     DETECTOR_OF,
     OUR_DEFAULTS,
-    check_settings,
+    apply_arguments,
     fragment_beside,
     read_overrides,
     read_values,
@@ -224,13 +224,7 @@ def configure(arguments: argparse.Namespace) -> Config:
             f"detection.train_net trains on several"
         )
     config = load_config(arguments.config_file, arguments.opts)
-    check_settings(config, arguments.num_gpus)
-    if arguments.num_gpus == 0 and config["MODEL"]["DEVICE"].startswith("cuda"):
-        config["MODEL"]["DEVICE"] = "cpu"
-    if arguments.dataset_root is not None:
-        config["DATASETS"]["ROOT"] = str(arguments.dataset_root)
-    if arguments.classes:
-        config["DATASETS"]["CLASSES"] = list(arguments.classes)
+    apply_arguments(config, arguments)
     return config
 
 
