@@ -146,5 +146,8 @@ def _check_solver(solver: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"config: SOLVER.{key} must be finite and not negative, got {solver[key]}"
             )
+    steps = list(solver["STEPS"])
+    if steps != sorted(steps):
+        raise ValueError(f"config: SOLVER.STEPS must ascend, got {steps}")
     if not 0 < solver["LAYER_DECAY"] <= 1:
         raise ValueError(f"config: SOLVER.LAYER_DECAY must be in (0, 1]: {solver['LAYER_DECAY']}")

@@ -130,6 +130,7 @@ def test_overrides_after_a_list_are_not_taken_into_it(option):
         (["MODEL.ROI_HEADS.IOU_THRESHOLDS", "[]"], "IOU_THRESHOLDS must be 1 in number"),
         (["INPUT.RANDOM_FLIP", "sideways"], "INPUT.RANDOM_FLIP must be horizontal"),
         (["MODEL.ANCHOR_GENERATOR.SIZES", "[[12], [24]]"], "config: "),
+        (["SOLVER.STEPS", "(200, 100)"], "SOLVER.STEPS must ascend, got [200, 100]"),
         (["SOLVER.BASE_LR", "-1.0"], "SOLVER.BASE_LR must be finite and not negative, got -1.0"),
         (["TEST.EVAL_PERIOD", "-5"], "TEST.EVAL_PERIOD must be 0 or more, got -5"),
         (["DATASETS.CLASSES", "['a', 'a']"], "each must come once, got a, a"),
