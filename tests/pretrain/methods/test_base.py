@@ -108,6 +108,25 @@ def test_weights_are_decayed_and_biases_and_norms_are_not(method):
     assert [g["weight_decay"] for g in optimizer.param_groups] == [0.1, 0.0]
 
 
+@pytest.mark.parametrize("name", ["adamw", "sgd", "lars"])
+def test_all_parameters_are_decayed_where_that_is_asked_for(name):
+    method = MAKE["SimCLR"]()
+    settings = OptimizerSettings(name, 0.1, weight_decay=0.1, decay_biases=True)
+    optimizer = settings.build(method.trainable_modules(), None, 256)
+    decayed, undecayed = optimizer.param_groups
+    trained = [p for module in method.trainable_modules() for p in module.parameters()]
+    assert set(map(id, decayed["params"])) == set(map(id, trained))
+    assert (decayed["weight_decay"], undecayed["params"]) == (0.1, [])
+    for parameter in trained:
+        parameter.grad = torch.zeros_like(parameter)
+    bias = method.backbone.bn1.weight
+    before = bias.detach().clone()
+    optimizer.step()
+    # LARS leaves a weight without gradient as it is.
+    moved = not torch.equal(bias, before)
+    assert moved == (name != "lars")
+
+
 def names_of(identities, names):
     return [names[i] for i in identities]
 
