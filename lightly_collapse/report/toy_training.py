@@ -7,7 +7,7 @@ import torch
 
 from lightly_collapse.report.pages.toy import comparison_figure, relu_figure
 from lightly_collapse.theory.against_training import compare_on_digits
-from lightly_collapse.theory.relu_layer import compare_relu_on_digits, median_error
+from lightly_collapse.theory.relu_layer import compare_relu_on_digits, spectrum_error
 
 OnProgress = Callable[[int, int], None]
 """Called with (parts of the work done, parts)."""
@@ -91,30 +91,31 @@ def relu_layer_content(seeds: range, options: dict[str, Any], progress: OnProgre
         "all trained, pixels": ("from_pixels", "trained"),
     }
     errors = {
-        label: [median_error(getattr(c, predicted), getattr(c, trained)) for c in found]
+        label: [spectrum_error(getattr(c, predicted), getattr(c, trained)) for c in found]
         for label, (predicted, trained) in pairs.items()
     }
     last, end, start, pixels = (_percent(values) for values in errors.values())
     return {
         "title": "The landscape and a network with one ReLU layer",
         "verdict": [
-            "Given its hidden layer, the network is where the landscape says: the median error of "
-            f"an eigenvalue is {last} where the last layer alone is trained, predicted before "
-            f"training, and {end} where all is, predicted from the hidden layer after it.",
+            "Given its hidden layer, the network ends near where the landscape says: the spectrum "
+            f"is off by {last} where the last layer alone is trained, predicted before training, "
+            f"and by {end} where all is, predicted from the hidden layer after it.",
             "What the hidden layer becomes the theory does not say: from the random hidden layer "
-            f"the median error is {start}, and {pixels} from the pixels, which is the theory of "
-            "a linear network.",
+            f"the spectrum is off by {start}, and by {pixels} from the pixels, which is the theory "
+            "of a linear network.",
         ],
         "figures": [
             (
                 relu_figure(found),
                 "Eigenvalues of E z zʹᵀ, z and zʹ the embeddings of two views of an image: "
                 "landscapes (lines) and trained networks (dots), at several strengths of the "
-                "noise on every pixel.",
+                "noise on every pixel. An error is the sum of absolute differences over the sum of "
+                "the trained eigenvalues.",
             )
         ],
         "table": (
-            ["noise", *(f"median error: {label}" for label in errors)],
+            ["noise", *(f"error: {label}" for label in errors)],
             [
                 [f"{c.noise:g}", *(f"{100 * values[k]:.1f} %" for values in errors.values())]
                 for k, c in enumerate(found)

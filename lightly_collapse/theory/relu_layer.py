@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lightly_collapse.functional.spectrum import DEFAULT_RTOL
 from lightly_collapse.theory.against_training import digit_pixels
 from lightly_collapse.theory.landscape import QuarticLandscape
 
@@ -41,33 +40,18 @@ class ReluComparison:
     trained: Tensor
 
 
-def count_kept(eigenvalues: Tensor, rtol: float = DEFAULT_RTOL) -> int:
-    """How many dimensions are not collapsed.
-
-    Args:
-        eigenvalues: (d,), descending.
-        rtol: of the largest singular value, the root of an eigenvalue.
-
-    Examples:
-        >>> count_kept(torch.tensor([1.0, 0.5, 1e-6]))
-        2
-    """
-    return int((eigenvalues > rtol**2 * eigenvalues[0]).sum())
-
-
-def median_error(predicted: Tensor, found: Tensor) -> float:
-    """Median of |predicted / found - 1| over the dimensions that `found` keeps.
+def spectrum_error(predicted: Tensor, found: Tensor) -> float:
+    """Sum of |predicted - found| over the sum of `found`.
 
     Args:
         predicted: (d,) eigenvalues.
-        found: (d,), descending.
+        found: (d,) eigenvalues, in the same order.
 
     Examples:
-        >>> round(median_error(torch.tensor([1.1, 0.6, 0.5]), torch.tensor([1.0, 0.5, 0.4])), 2)
-        0.2
+        >>> round(spectrum_error(torch.tensor([1.0, 0.4]), torch.tensor([1.0, 0.6])), 3)
+        0.125
     """
-    kept = count_kept(found)
-    return float((predicted[:kept] / found[:kept] - 1).abs().median())
+    return float((predicted - found).abs().sum() / found.sum())
 
 
 def compare_relu_on_digits(

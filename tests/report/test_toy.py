@@ -77,7 +77,7 @@ def test_relu_layer(tmp_path, monkeypatch):
     record, page = _run(tmp_path, "relu-layer", "--steps", "20")
     assert [c["noise"] for c in record["comparisons"]] == [0.3, 0.6, 1.0]
     assert len(record["comparisons"][0]["last_layer"]) == 8
-    assert "median error: all trained, pixels" in page
+    assert "error: all trained, pixels" in page
 
 
 def _two_strengths(**options):
