@@ -199,7 +199,7 @@ def _report(runs: Sequence[Run], dataset: Dataset, output: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; its exit status is that of `run_command`."""
-    parser = OneLineParser(description=__doc__.splitlines()[0])
+    parser = OneLineParser("detection.compare", description=__doc__.splitlines()[0])
     parser.add_argument("--config-file", required=True, metavar="FILE")
     parser.add_argument(
         "--backbone",

@@ -128,9 +128,9 @@ def _are_pairs(words: Sequence[str]) -> bool:
     return len(words) % 2 == 0 and all(_KEY.fullmatch(key) for key in words[::2])
 
 
-def make_parser(description: str) -> argparse.ArgumentParser:
+def make_parser(command: str, description: str) -> argparse.ArgumentParser:
     """detectron2's standard arguments, and ours."""
-    parser = OneLineParser(description=description)
+    parser = OneLineParser(command, description=description)
     parser.add_argument("--config-file", required=True, metavar="FILE", help="path to config file")
     parser.add_argument(
         "--resume", action="store_true", help="resume from the last checkpoint in OUTPUT_DIR"

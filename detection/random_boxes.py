@@ -34,7 +34,7 @@ def guess(photograph: Photograph, train: Dataset, count: int, rng: random.Random
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print AP and AP50 for some seeds; the exit status is that of `run_command`."""
-    parser = OneLineParser(description=__doc__.splitlines()[0])
+    parser = OneLineParser("detection.random_boxes", description=__doc__.splitlines()[0])
     parser.add_argument("--root", type=Path, required=True, help="a VOC-format folder")
     parser.add_argument("--train", default="train", help="split that sizes are drawn from")
     parser.add_argument("--test", default="test", help="split to guess on")

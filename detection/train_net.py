@@ -26,7 +26,7 @@ _MISSING = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; its exit status is that of `run_command`."""
-    parser = make_parser(__doc__.splitlines()[0])
+    parser = make_parser("detection.train_net", __doc__.splitlines()[0])
     parser.add_argument("--num-machines", type=int, default=1, help="that train together")
     parser.add_argument("--machine-rank", type=int, default=0, help="this machine's, from 0")
     parser.add_argument(

@@ -21,7 +21,7 @@ from detection.torchvision.trainer import train
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; its exit status is that of `run_command`."""
-    parser = make_parser(__doc__.splitlines()[0])
+    parser = make_parser("detection.train_torchvision", __doc__.splitlines()[0])
     arguments = parse_arguments(parser, argv)
 
     def run() -> None:

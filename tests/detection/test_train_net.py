@@ -89,7 +89,7 @@ def test_two_processes_share_a_run(digits_root, tmp_path):
     from detection.detectron2.trainer import run  # noqa: PLC0415
 
     words = arguments(digits_root, tmp_path, "MODEL.RESNETS.NORM", "naiveSyncBN")
-    launch(run, 2, dist_url="auto", args=(parse_arguments(make_parser("test"), words),))
+    launch(run, 2, dist_url="auto", args=(parse_arguments(make_parser("test", ""), words),))
     result = json.loads((tmp_path / "result.json").read_text())
     assert (result["iterations"], result["images"]) == (4, 4)
     # Half of the test images were each process's.
