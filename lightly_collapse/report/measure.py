@@ -210,7 +210,8 @@ def stages(model: nn.Module) -> list[str]:
     """The layers to measure by default: the model's coarsest parts that hold weights.
 
     Children with weights, opened up while there are fewer than four (a Vision Transformer keeps
-    its blocks one or two levels down) and as long as it gives no more than two dozen.
+    its blocks one or two levels down) and as long as it gives no more than two dozen. Tables of
+    embeddings are none: their output is the same for every image.
 
     Args:
         model: any module.
@@ -238,7 +239,7 @@ def _weighty_children(module: nn.Module, prefix: str) -> list[str]:
     return [
         f"{prefix}.{child}" if prefix else child
         for child, part in module.named_children()
-        if any(p.ndim > 1 for p in part.parameters())
+        if not isinstance(part, nn.Embedding) and any(p.ndim > 1 for p in part.parameters())
     ]
 
 

@@ -81,26 +81,30 @@ class CallRecorder:
         )
 
     def _offer(self, layer: str, called: list[str]) -> str:
-        """The last norm outside of any block that was called, or else the end of the largest part.
+        """The end of the largest part, or the norm that follows it.
 
         Of several parts, such as patch embedding, blocks, an encoder and a head, the one with most
-        parameters counts; of the blocks of a sequence the last.
+        parameters counts, and a single layer, such as a stem or a head, only where there is nothing
+        else; of the blocks of a sequence the last. Of a student and its teacher, the student.
         """
         module = self._layers[layer]
         outermost = [n for n in called if not any(n.startswith(f"{o}.") for o in called)]
-        norms = [n for n in outermost if isinstance(module.get_submodule(n), _NORMS)]
-        if norms:
-            return norms[-1]
+        outermost = [n for n in outermost if not _is_frozen(module.get_submodule(n))] or outermost
         parts: dict[str, list[str]] = {}
         for name in outermost:
             parent = name.rpartition(".")[0]
             in_sequence = isinstance(module.get_submodule(parent), _CONTAINERS)
             parts.setdefault(parent if in_sequence else name, []).append(name)
-        sizes = {
-            part: sum(_size(module.get_submodule(n)) for n in names)
-            for part, names in parts.items()
-        }
-        return parts[max(sizes, key=lambda part: sizes[part])][-1]
+
+        def rank(part: str) -> tuple[bool, int]:
+            modules = [module.get_submodule(n) for n in parts[part]]
+            has_layers = len(modules) > 1 or any(True for _ in modules[0].children())
+            return has_layers, sum(p.numel() for m in modules for p in m.parameters())
+
+        end = parts[max(parts, key=rank)][-1]
+        following = outermost[outermost.index(end) + 1 :]
+        norms = [n for n in following if isinstance(module.get_submodule(n), _NORMS)]
+        return norms[0] if norms else end
 
     def _remove(self, layer: str) -> None:
         for handle in self._handles[layer]:
@@ -113,8 +117,9 @@ class CallRecorder:
             self._remove(layer)
 
 
-def _size(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
+def _is_frozen(module: nn.Module) -> bool:
+    parameters = list(module.parameters())
+    return bool(parameters) and not any(p.requires_grad for p in parameters)
 
 
 def _join(layer: str, inner: str) -> str:

@@ -248,6 +248,13 @@ def test_compare_needs_two_of_one_tolerance(report, encoder):
         compare([report, measure(encoder, [images(30)], rtol=1e-3, lid_k=5)])
 
 
+def test_a_table_of_positions_is_no_stage():
+    """As SigLIP and CLIP of transformers have it: its output is the same for every image."""
+    embeddings = nn.ModuleDict({"patches": nn.Conv2d(3, 8, 4), "positions": nn.Embedding(9, 8)})
+    model = nn.ModuleDict({"embeddings": embeddings, "head": nn.Linear(8, 4)})
+    assert stages(model) == ["embeddings.patches", "head"]
+
+
 def test_stages_of_a_vision_transformer_are_its_blocks():
     names = stages(vit_b_16())
     assert 4 <= len(names) <= 24
