@@ -125,7 +125,8 @@ def load_transformers(
 
     Returns:
         The model's name, the model, the names of its tensors that the folder lacks, and the names
-        in the folder that it has no place for. A pooler that the folder lacks is removed.
+        in the folder that it has no place for. A pooler that the folder lacks is removed, and a
+        masked autoencoder's encoder sees all patches.
 
     Raises:
         ValueError: if transformers is missing or does not know the model, or the weights are
@@ -149,6 +150,8 @@ def load_transformers(
         ) from error
     finally:
         transformers.logging.set_verbosity(verbosity)
+    if getattr(model.config, "mask_ratio", 0):
+        model.config.mask_ratio = 0.0  # masked autoencoders drop patches at random, in use too
     missing = sorted(found["missing_keys"])
     if any(name.startswith("pooler.") for name in missing):
         model.pooler = None

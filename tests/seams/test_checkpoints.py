@@ -264,6 +264,23 @@ def test_a_hub_folder_of_transformers(tmp_path, kind):
     assert loaded.arch == f"transformers/{kind}"
 
 
+def test_the_encoder_of_a_masked_autoencoder_sees_all_patches(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    small = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2, "image_size": 16}
+    small |= {"patch_size": 4, "intermediate_size": 32}
+    small |= {f"decoder_{n}": small[n] for n in ("hidden_size", "num_attention_heads")}
+    small |= {"decoder_num_hidden_layers": 1, "decoder_intermediate_size": 32}
+    net = trained(transformers.ViTMAEForPreTraining(transformers.ViTMAEConfig(**small)))
+    net.save_pretrained(tmp_path)
+    model = load_model(None, tmp_path).model
+    images = torch.rand(2, 3, 16, 16)
+    with torch.no_grad():
+        first, second = model(images), model(images)
+        changed = model(torch.cat([images[:, :, :12], images[:, :, 12:].flip(3)], dim=2))
+    torch.testing.assert_close(first, second, rtol=0, atol=1e-5)
+    assert not torch.allclose(first, changed, atol=1e-3)
+
+
 def test_a_repository_in_the_hubs_cache_needs_no_network(tmp_path, monkeypatch):
     pytest.importorskip("timm")
     constants = pytest.importorskip("huggingface_hub.constants")
