@@ -4,13 +4,10 @@ A source is a path or fsspec URL of a file, a folder of them, or a glob; `{000..
 files, in the order of their names, are one table: rows are numbered through all of them.
 """
 
-import glob
 import os
-import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
-from urllib.parse import urlparse
 
 import numpy as np
 import torch
@@ -18,7 +15,14 @@ from torch import Tensor
 
 from lightly_collapse.io import embeddings_arrays as arrays
 from lightly_collapse.io import embeddings_tables as tables
-from lightly_collapse.io.embeddings_block import Block, Columns, filesystem, is_url, reading
+from lightly_collapse.io.embeddings_block import (
+    Block,
+    Columns,
+    EmbeddingFileError,
+    check_numbers,
+    reading,
+)
+from lightly_collapse.io.embeddings_files import extension, find_files
 
 _Source = str | os.PathLike[str]
 _FORMATS: dict[str, Any] = {
@@ -32,7 +36,8 @@ _FORMATS: dict[str, Any] = {
     ".lance": tables.Lance,
     ".tar": tables.WebDataset,
 }
-_FOLDERS = (".zarr", ".lance")  # one data set each, though a folder
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _CHUNK_BYTES = 2**22
 
 
@@ -70,10 +75,12 @@ class EmbeddingSource:
 
     Args:
         source: path or URL of a file (`.npy`, `.npz`, `.pt`, `.safetensors`, `.parquet`, `.zarr`,
-            `.lance`, `.tar`), a folder or a glob of files of one of these formats.
+            `.lance`, `.tar`), a folder or a glob of files of one of these formats; see
+            `lightly_collapse.io.embeddings_files.find_files`.
         column: of the embeddings: a column of a table, an array of a file of several, the file
             extension within a WebDataset shard. By default the only one that holds vectors, or
-            the one of them called embedding, embeddings, features, representation or z.
+            the one of them called embedding, embeddings, features, representation or z; what it is
+            in the first file it must be in all.
         labels_column: of labels, if wanted.
         group_column: of groups, if wanted.
 
@@ -103,7 +110,8 @@ class EmbeddingSource:
     ) -> None:
         self.source = os.fspath(source)
         self.files = find_files(self.source)
-        self._columns = Columns(column, labels_column, group_column)
+        self._wanted = Columns(column, labels_column, group_column)
+        self._chosen: Columns | None = None
         self._starts: list[int] | None = None
 
     @property
@@ -145,7 +153,7 @@ class EmbeddingSource:
         for file, start, stop, first in starts:
             number = running if first is None else first + start
             for block in _blocks(file, self._columns, start, stop):
-                rows = _as_tensor(block.rows, file)
+                rows = as_rows(block.rows, file)
                 if width not in (0, rows.shape[1]):
                     raise ValueError(
                         f"{self.source} must hold rows of one width, got {width} in {seen} and "
@@ -157,6 +165,15 @@ class EmbeddingSource:
                 number += len(rows)
             running = number
 
+    @property
+    def _columns(self) -> Columns:
+        if self._chosen is None:
+            first = self.files[0]
+            with reading(first):
+                name = _reader(first)(first, self._wanted).column()
+            self._chosen = replace(self._wanted, embedding=name)
+        return self._chosen
+
     def _offsets(self) -> list[int]:
         if self._starts is None:
             starts = [0]
@@ -167,110 +184,45 @@ class EmbeddingSource:
         return self._starts
 
 
-def find_files(source: str) -> list[str]:
-    """The files of a source, in the order of their names.
-
-    Args:
-        source: path or fsspec URL of a file, folder or glob.
-
-    Returns:
-        Paths, or URLs where a URL was given.
-
-    Raises:
-        ValueError: if there is none, or they are not of one known format.
-
-    Examples:
-        >>> find_files("nowhere.npy")
-        Traceback (most recent call last):
-        ...
-        ValueError: source must be embedding files that exist, got nothing at nowhere.npy
-    """
-    found = sorted({f for pattern in _counted(source) for f in _matches(pattern)})
-    if not found:
-        raise ValueError(f"source must be embedding files that exist, got nothing at {source}")
-    kinds = sorted({_extension(f) for f in found})
-    if len(kinds) > 1 or kinds[0] not in _FORMATS:
-        raise ValueError(
-            f"source must hold files of one of the formats {', '.join(_FORMATS)}, got "
-            f"{', '.join(k or 'a file without extension' for k in kinds)} at {source}"
-        )
-    return found
-
-
-def _counted(source: str) -> list[str]:
-    """`a-{000..002}.tar` as its three names."""
-    match = re.search(r"\{(\d+)\.\.(\d+)\}", source)
-    if match is None:
-        return [source]
-    first, last = match.groups()
-    names = (f"{i:0{len(first)}d}" for i in range(int(first), int(last) + 1))
-    head, tail = source[: match.start()], source[match.end() :]
-    return [name for n in names for name in _counted(head + n + tail)]
-
-
-def _matches(source: str) -> list[str]:
-    if not is_url(source):
-        paths = glob.glob(source) if glob.has_magic(source) else [source]
-        return [
-            f
-            for p in paths
-            for f in (_inside(p, os.listdir) if _is_plain_folder(p) else [p])
-            if os.path.exists(f)
-        ]
-    files = filesystem(source)
-    scheme = urlparse(source).scheme
-    with reading(source):
-        paths = files.glob(source) if glob.has_magic(source) else [source]
-        return [
-            files.unstrip_protocol(f) if not f.startswith(f"{scheme}:") else f
-            for p in paths
-            for f in _listed(files, p)
-        ]
-
-
-def _listed(files: Any, path: str) -> list[str]:
-    if _extension(path) in _FOLDERS or not files.isdir(path):
-        return [path] if files.exists(path) else []
-    return [f for f in files.ls(path, detail=False) if _is_data(f)]
-
-
-def _is_plain_folder(path: str) -> bool:
-    return os.path.isdir(path) and _extension(path) not in _FOLDERS
-
-
-def _inside(folder: str, listed: Any) -> list[str]:
-    return [os.path.join(folder, name) for name in listed(folder) if _is_data(name)]
-
-
-def _is_data(name: str) -> bool:
-    # Writers leave `_SUCCESS`, checksums and read-me files beside the data.
-    base = os.path.basename(name.rstrip("/"))
-    return not base.startswith((".", "_")) and _extension(base) in _FORMATS
-
-
-def _extension(path: str) -> str:
-    return os.path.splitext(urlparse(path).path if is_url(path) else path.rstrip("/"))[1].lower()
-
-
 def _reader(file: str) -> Any:
-    return _FORMATS[_extension(file)]
+    return _FORMATS[extension(file)]
 
 
 def _blocks(file: str, columns: Columns, start: int, stop: int | None) -> Iterator[Block]:
     with reading(file):
-        yield from _reader(file)(file, columns).blocks(start, stop, _CHUNK_BYTES)
+        for block in _reader(file)(file, columns).blocks(start, stop, _CHUNK_BYTES):
+            for name, values in ((columns.labels, block.labels), (columns.groups, block.groups)):
+                if values is not None and values.ndim != 1:
+                    raise EmbeddingFileError(
+                        f"{name} must hold one value a row in {file}, got shape {values.shape}"
+                    )
+            yield block
 
 
-def _as_tensor(rows: Any, file: str) -> Tensor:
+def as_rows(rows: np.ndarray[Any, Any] | Tensor, what: str) -> Tensor:
+    """Embeddings as a tensor of a floating type that holds them exactly.
+
+    Args:
+        rows: (n, D).
+        what: they are, for messages.
+
+    Raises:
+        ValueError: if they are no matrix, or not real numbers of at most 64 bits.
+
+    Examples:
+        >>> as_rows(np.ones((2, 3), dtype=">i4"), "the array").dtype
+        torch.float64
+    """
     if isinstance(rows, np.ndarray):
-        if not np.issubdtype(rows.dtype, np.floating):
-            if not np.issubdtype(rows.dtype, np.number):
-                raise ValueError(f"{file} must hold numbers as embeddings, got {rows.dtype}")
-            rows = rows.astype(np.float32 if rows.dtype.itemsize < 4 else np.float64)
+        kind = rows.dtype
+        check_numbers(kind, kind.kind in "iu" or (kind.kind == "f" and kind.itemsize <= 8), what)
+        if kind.kind != "f":
+            rows = rows.astype(np.float32 if kind.itemsize < 4 else np.float64)
         # Memory-mapped files are read-only and may have the other byte order.
         rows = torch.from_numpy(np.array(rows, dtype=rows.dtype.newbyteorder("=")))
+    check_numbers(rows.dtype, rows.dtype in (*_FLOATS, *_INTEGERS), what)
     if rows.ndim != 2 or rows.shape[1] == 0:
         raise ValueError(
-            f"{file} must hold embeddings as (rows, dimensions), got shape {tuple(rows.shape)}"
+            f"{what} must hold embeddings as (rows, dimensions), got shape {tuple(rows.shape)}"
         )
     return rows if rows.is_floating_point() else rows.double()

@@ -4,6 +4,7 @@ Each has `rows()`, their number, and `blocks(start, stop, bytes)`, the rows in b
 """
 
 import json
+import pickle
 import tempfile
 import zipfile
 from abc import ABC, abstractmethod
@@ -62,6 +63,9 @@ class Npy:
             )
         self._file = file
 
+    def column(self) -> None:
+        """There is one array, without a name."""
+
     def rows(self) -> int:
         """From the header."""
         with open_binary(self._file) as stream:
@@ -105,6 +109,10 @@ class _Arrays(ABC):
         beside = {c: shapes[choose(list(shapes), c, self._file)] for c in self._columns.beside}
         check_lengths(self._file, shapes[name][0], {c: s[0] if s else 0 for c, s in beside.items()})
         return name
+
+    def column(self) -> str:
+        """The name of the embeddings."""
+        return self._name(self._shapes())
 
     def rows(self) -> int:
         """From the headers."""
@@ -151,9 +159,15 @@ class TorchFile(_Arrays):
         if is_url(path):
             path = stack.enter_context(_downloaded(path))
         # Files of torch before 1.6 cannot be mapped.
-        loaded = torch.load(
-            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-        )
+        try:
+            loaded = torch.load(
+                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+            )
+        except pickle.UnpicklingError as error:
+            raise EmbeddingFileError(
+                f"{self._file} must hold tensors alone, got Python objects, which could run code "
+                "when they are loaded, or a damaged file"
+            ) from error
         if isinstance(loaded, Tensor):
             loaded = {"tensor": loaded}
         if not isinstance(loaded, dict):
@@ -190,7 +204,20 @@ class Safetensors(_Arrays):
         if size > _HEADER_LIMIT:
             raise EmbeddingFileError(f"{self._file} is no safetensors file: its header is too long")
         header = json.loads(_exactly(stream, size, self._file))
+        if not isinstance(header, dict):
+            raise EmbeddingFileError(f"{self._file} is no safetensors file: its header is no table")
         header.pop("__metadata__", None)
+        for name, entry in header.items():
+            try:
+                shape, (start, end) = entry["shape"], entry["data_offsets"]
+                dtype = _SAFETENSORS.get(entry["dtype"])
+                fits = dtype is None or end - start == prod(shape) * dtype.itemsize
+            except (KeyError, TypeError, ValueError):
+                fits = False
+            if not fits:
+                raise EmbeddingFileError(
+                    f"{self._file} has a damaged header: {name} has not the size of its shape"
+                )
         return header, 8 + size
 
     @override
@@ -239,6 +266,16 @@ class Zarr(_Arrays):
             return {"array": node}
         return dict(node.arrays())
 
+    def _whole(self, name: str, array: Any) -> Any:
+        """The array, unless a part of it was never written, which Zarr reads as zeros."""
+        missing = array.nchunks - array.nchunks_initialized
+        if missing:
+            raise EmbeddingFileError(
+                f"{name} in {self._file} lacks {missing} of its {array.nchunks} chunks: it was "
+                "written in part, or they hold the fill value alone"
+            )
+        return array
+
     @override
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         return {n: tuple(a.shape) for n, a in self._open().items()}
@@ -246,7 +283,8 @@ class Zarr(_Arrays):
     def blocks(self, start: int, stop: int | None, limit: int) -> Iterator[Block]:
         """Rows of the array and of those beside it, in multiples of its chunks."""
         arrays = self._open()
-        z = arrays[self._name({n: tuple(a.shape) for n, a in arrays.items()})]
+        name = self._name({n: tuple(a.shape) for n, a in arrays.items()})
+        z = self._whole(name, arrays[name])
         stop = z.shape[0] if stop is None else stop
         chunk = max(1, z.chunks[0])
         step = max(1, _step(z.shape[1] * z.dtype.itemsize, limit) // chunk) * chunk

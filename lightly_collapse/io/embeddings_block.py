@@ -3,7 +3,7 @@
 import importlib
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -85,6 +85,21 @@ def choose(names: Sequence[str], wanted: str | None, file: str, what: str = "col
     return known[0]
 
 
+def check_numbers(kind: Any, known: bool, file: str) -> None:
+    """Raise an EmbeddingFileError unless embeddings are of a type that loses nothing in float64.
+
+    Args:
+        kind: their dtype, for the message.
+        known: whether it is such a type.
+        file: for the message.
+    """
+    if not known:
+        raise EmbeddingFileError(
+            f"{file} must hold embeddings as integers or as real numbers of 16, 32 or 64 bits, got "
+            f"{kind}"
+        )
+
+
 def check_lengths(file: str, rows: int, beside: Mapping[str, int]) -> None:
     """Raise an EmbeddingFileError unless every column has as many rows as the embeddings."""
     for name, length in beside.items():
@@ -114,8 +129,8 @@ def is_url(path: str) -> bool:
     return "://" in path
 
 
-def filesystem(url: str) -> Any:
-    """The fsspec file system of a URL.
+def split_url(url: str) -> tuple[Any, str]:
+    """The fsspec file system of a URL, which may be chained (`zip://a.npy::s3://...`), and a path.
 
     Raises:
         EmbeddingFileError: if the protocol is unknown.
@@ -123,9 +138,10 @@ def filesystem(url: str) -> Any:
     """
     fsspec = needed("fsspec")
     try:
-        return fsspec.core.url_to_fs(url)[0]
+        files, path = fsspec.core.url_to_fs(url)
     except ValueError as error:
         raise EmbeddingFileError(f"source must be a URL that fsspec knows, got {url}") from error
+    return files, path
 
 
 def open_binary(path: str) -> BinaryIO:
@@ -136,4 +152,8 @@ def open_binary(path: str) -> BinaryIO:
     """
     if not is_url(path):
         return open(path, "rb")
-    return filesystem(path).open(path, "rb")
+    files, inner = split_url(path)
+    stream: BinaryIO = files.open(inner, "rb")
+    with suppress(AttributeError):
+        stream.filesystem = files  # type: ignore[attr-defined]  # an archive closes with its last use
+    return stream

@@ -38,6 +38,11 @@ class Parquet:
     def _open(self, stream: Any) -> Any:
         return needed("pyarrow.parquet").ParquetFile(stream, buffer_size=_BUFFER)
 
+    def column(self) -> str:
+        """The name of the embeddings."""
+        with open_binary(self._file) as stream:
+            return _names(self._open(stream).schema_arrow, self._columns, self._file)[0]
+
     def rows(self) -> int:
         """From the footer."""
         with open_binary(self._file) as stream:
@@ -87,6 +92,10 @@ class Lance:
     def _open(self) -> Any:
         return needed("lance", "pylance").dataset(self._file)
 
+    def column(self) -> str:
+        """The name of the embeddings."""
+        return _names(self._open().schema, self._columns, self._file)[0]
+
     def rows(self) -> int:
         """From the manifest."""
         return int(self._open().count_rows())
@@ -110,7 +119,13 @@ def _names(schema: Any, columns: Columns, file: str) -> list[str]:
             f"column must hold a list of numbers a row in {file}, got {name!r} of type "
             f"{schema.field(name).type}"
         )
-    return [name, *(choose(list(schema.names), c, file) for c in columns.beside)]
+    beside = [choose(list(schema.names), c, file) for c in columns.beside]
+    for column in beside:
+        if needed("pyarrow.types").is_nested(schema.field(column).type):
+            raise EmbeddingFileError(
+                f"{column} must hold one value a row in {file}, got {schema.field(column).type}"
+            )
+    return [name, *beside]
 
 
 def _is_list(kind: Any) -> bool:
@@ -125,7 +140,10 @@ def _block(batch: Any, names: list[str], columns: Columns, file: str) -> Block:
     def beside(name: str | None) -> np.ndarray[Any, Any] | None:
         if name is None:
             return None
-        return np.asarray(batch.column(name).to_numpy(zero_copy_only=False))
+        values = batch.column(name)
+        if values.null_count:  # numpy's integers have no missing value: 1 would become 1.0
+            return np.array(values.to_pylist(), dtype=object)
+        return np.asarray(values.to_numpy(zero_copy_only=False))
 
     rows = vectors(batch.column(names[0]), names[0], file)
     return Block(rows, beside(columns.labels), beside(columns.groups))
@@ -182,6 +200,12 @@ class WebDataset:
     def __init__(self, file: str, columns: Columns) -> None:
         self._file = file
         self._columns = columns
+
+    def column(self) -> str | None:
+        """The extension of the embeddings in the first sample."""
+        for key, sample in self._samples():
+            return self._extension(key, sample)
+        return None
 
     def rows(self) -> int:
         """Counted in the archive's list of files."""

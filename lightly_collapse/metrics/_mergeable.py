@@ -47,6 +47,12 @@ def check_width(z: Tensor, width: int) -> None:
         raise ValueError(f"z must have {width} columns as the batches before, got {z.shape[1]}")
 
 
+def finite_rows(z: Tensor) -> Tensor:
+    """Which rows of (n, anything) hold no NaN and no inf; much faster than `isfinite`."""
+    x = z.float() if z.element_size() < 4 else z
+    return x.abs().amax(dim=1).isfinite()
+
+
 class MergeableMetric(Metric):
     """A metric whose states of several processes, or batches, merge into that of all their rows.
 
@@ -115,7 +121,7 @@ class MergeableMetric(Metric):
         if self.nan_strategy == "error":
             check_rows(z if flat is None else flat.detach(), name)
             return z
-        finite = (z if flat is None else flat.detach().to(self.device)).isfinite().all(dim=1)
+        finite = finite_rows(z if flat is None else flat.detach().to(self.device))
         kept = z[finite]
         self.dropped = self.dropped + (z.shape[0] - kept.shape[0])
         return kept

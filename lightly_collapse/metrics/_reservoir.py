@@ -79,18 +79,27 @@ class ReservoirMetric(MergeableMetric):
             if self.nan_strategy == "drop":
                 numbers = numbers[z.detach().to(self.device).isfinite().all(dim=1)]
         z = self._finite_rows(z)
+        self.take_in_finite(z, row_draws(z, numbers, self.seed))
+
+    def take_in_finite(self, z: Tensor, draws: Tensor) -> None:
+        """`update` for rows that are known to be finite, on this metric's device.
+
+        Args:
+            z: (n, D) rows.
+            draws: (n,) what `row_draws` gave for them.
+        """
         with exact_arithmetic(z.device):
-            z = z.to(torch.promote_types(z.dtype, torch.float32))
-            draws = row_draws(z, numbers, self.seed)
             self.rows = self.rows + z.shape[0]
             # Most rows of a long stream lose at once: leave the sample alone where all of them do.
             if self.rows_used == self.size:
-                wins = draws < self.draws.max()
+                wins = draws < self.draws[-1]
                 z, draws = z[wins], draws[wins]
             if z.shape[0]:
+                z = z.to(torch.promote_types(z.dtype, torch.float32))
                 self.sample, self.draws = _smallest(
                     [self.sample, z], [self.draws, draws], self.size
                 )
+        self.mark_updated()
 
     @override
     def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:

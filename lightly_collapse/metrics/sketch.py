@@ -15,15 +15,16 @@ from lightly_collapse.functional.intrinsic_dimension import (
 )
 from lightly_collapse.functional.neighbors import nearest_neighbors
 from lightly_collapse.functional.spectrum import DEFAULT_RTOL
-from lightly_collapse.metrics._mergeable import check_width
+from lightly_collapse.metrics._mergeable import check_width, finite_rows
 from lightly_collapse.metrics._parts import ratio_of_parts, ratios_of_parts
-from lightly_collapse.metrics._reservoir import ReservoirMetric, row_draws
+from lightly_collapse.metrics._reservoir import ReservoirMetric, check_numbers, row_draws
 from lightly_collapse.metrics.collection import CollapseMetrics, collapse_metrics
 from lightly_collapse.metrics.layer import LayerMetrics, Reading
 from lightly_collapse.metrics.spectrum import Spectrum
 
 _BLOCK_BYTES = 2**29
 _ROWS_OF_A_BLOCK = 64  # added at a time: a product of few rows costs as much as one of these
+_WAITING_BYTES = 2**24  # more rows at a time where they are narrow
 
 
 class EmbeddingSketch:
@@ -74,6 +75,7 @@ class EmbeddingSketch:
         self._waiting: list[tuple[Tensor, Tensor]] = []  # rows and their blocks
         self._sample = RowSample(lid_size, seed)
         self._width = 0
+        self._device = torch.device("cpu")
         _check_settings(rtol, lid_k, lid_size, seed)
 
     @property
@@ -114,11 +116,12 @@ class EmbeddingSketch:
         for block in self._blocks:
             block.to(device)
         self._sample.to(device)
+        self._device = device
         return self
 
     def update(
         self, rows: Tensor, numbers: Tensor | None = None, clusters: Tensor | None = None
-    ) -> None:
+    ) -> Tensor:
         """Take in (n, D) rows.
 
         Args:
@@ -128,20 +131,39 @@ class EmbeddingSketch:
                 of one cluster are not independent and stay in one block. By default every row is
                 one.
 
+        Returns:
+            (n,) which rows were not left out.
+
         Raises:
             ValueError: if the rows are not 2-D, empty or not as wide as those before.
         """
         check_width(rows, self._width)
-        self._sample.to(rows.device).update(rows, numbers)
+        if numbers is not None:
+            check_numbers(numbers, len(rows))
         self._make_blocks(rows.shape[1])
-        rows = rows.detach()
+        if rows.device != self._device:
+            self.to(rows.device)
+        rows = rows.detach().to(self._sample.device)
+        finite = finite_rows(rows)
+        if not finite.all():
+            rows = rows[finite]
+            numbers = None if numbers is None else numbers[finite]
+            clusters = None if clusters is None else clusters[finite]
+            for state in (self._sketches[0], self._sample):
+                state.dropped = state.dropped + (len(finite) - len(rows))
+        draws = row_draws(rows, numbers, self.seed)
+        self._sample.take_in_finite(rows, draws)
         if len(self._sketches) == 1:
-            self._sketches[0].to(rows.device).update(rows)
-            return
-        members = row_draws(rows, numbers if clusters is None else clusters, self.seed)
+            self._sketches[0].take_in_finite(rows)
+            return finite
+        members = draws if clusters is None else row_draws(rows, clusters, self.seed)
         self._waiting.append((rows.clone(), members.remainder(len(self._sketches))))
-        if sum(len(part) for part, _ in self._waiting) >= _ROWS_OF_A_BLOCK * len(self._sketches):
+        waiting = sum(len(part) for part, _ in self._waiting)
+        size = waiting * rows.shape[1] * rows.element_size()
+        enough = _ROWS_OF_A_BLOCK * len(self._sketches)
+        if waiting >= 8 * enough or (waiting >= enough and size >= _WAITING_BYTES):
             self._take_in_waiting()
+        return finite
 
     @property
     def _blocks(self) -> list[Spectrum]:
@@ -160,7 +182,7 @@ class EmbeddingSketch:
         counts = torch.bincount(members, minlength=len(self._sketches)).tolist()
         for sketch, part in zip(self._sketches, torch.split(rows[order], counts), strict=True):
             if len(part):
-                sketch.to(rows.device).update(part)
+                sketch.take_in_finite(part)
 
     @override
     def __getstate__(self) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What is kept of a table of embeddings while its chunks pass: a state that merges."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,12 +10,14 @@ import torch
 from torch import Tensor
 
 from lightly_collapse.io.embeddings import Chunk
+from lightly_collapse.io.memory import require_memory
 from lightly_collapse.metrics import EmbeddingSketch
 
 _MOST_GROUPS = 256
 _GROUP_BLOCKS = 10
 _GROUP_BYTES = 2**25  # for the blocks of a group: of 647 dimensions at most
 _NAMED = 5  # of the rows that were left out
+_NO_GROUP = "(missing)"
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class EmbeddingTotals:
         total: the sketch of all rows.
         groups: those of the groups, by name.
         left_out: the first few rows that hold NaN or inf, as (number, file).
+        unlabelled: number of rows whose label is missing.
     """
 
     def __init__(self, settings: SketchSettings) -> None:
@@ -53,6 +57,8 @@ class EmbeddingTotals:
         self.total = settings.sketch()
         self.groups: dict[str, EmbeddingSketch] = {}
         self.left_out: list[tuple[int, str]] = []
+        self.unlabelled = 0
+        self._width = 0
         self._label_draws = torch.zeros(0, dtype=torch.int64)
         self._labels = np.zeros(0, dtype=object)
 
@@ -62,14 +68,18 @@ class EmbeddingTotals:
         Raises:
             ValueError: if the width is another than before, or there are too many groups.
         """
-        self.total.update(chunk.rows, chunk.numbers)
-        finite = chunk.rows.isfinite().all(dim=1)
+        if not self._width:
+            self._width = chunk.rows.shape[1]
+            require_memory(24 * self._width**2, f"embeddings of {self._width} dimensions")
+        finite = self.total.update(chunk.rows, chunk.numbers)
         if not finite.all():
             bad = chunk.numbers[~finite][:_NAMED].tolist()
             self._keep_left_out([(n, chunk.file) for n in bad])
         if chunk.labels is not None:
             draws = self.total.draws(chunk.rows[finite], chunk.numbers[finite])
-            self._keep_labels([draws], [np.asarray(chunk.labels, dtype=object)[finite.numpy()]])
+            labels = _texts(chunk.labels)[finite.numpy()]
+            self.unlabelled += int(np.equal(labels, None).sum())
+            self._keep_labels([draws], [labels])
         if chunk.groups is not None:
             self._update_groups(chunk, chunk.groups)
 
@@ -82,18 +92,22 @@ class EmbeddingTotals:
         self.total.merge(other.total)
         for name, sketch in other.groups.items():
             self._group(name).merge(sketch)
+        self.unlabelled += other.unlabelled
         self._keep_left_out(other.left_out)
         self._keep_labels([other._label_draws], [other._labels])
 
     def labelled_sample(self) -> tuple[Tensor, Tensor, list[str]]:
-        """The sampled rows, the index of each one's label, and the labels."""
-        names = sorted({str(label) for label in self._labels})
+        """The sampled rows that have a label, the index of each one's label, and the labels."""
+        known = torch.from_numpy(~np.equal(self._labels, None).astype(bool))
+        names = sorted({label for label in self._labels if label is not None})
         index = {name: i for i, name in enumerate(names)}
-        codes = torch.tensor([index[str(label)] for label in self._labels], dtype=torch.int64)
-        return self.total.sample, codes, names
+        codes = [index[label] for label in self._labels if label is not None]
+        return self.total.sample[known], torch.tensor(codes, dtype=torch.int64), names
 
     def _update_groups(self, chunk: Chunk, groups: np.ndarray[Any, Any]) -> None:
-        names, members = np.unique(groups.astype(str), return_inverse=True)
+        texts = _texts(groups)
+        texts[np.equal(texts, None).astype(bool)] = _NO_GROUP
+        names, members = np.unique(texts.astype(str), return_inverse=True)
         for i, name in enumerate(names):
             mine = torch.from_numpy(members == i)
             self._group(str(name)).update(chunk.rows[mine], chunk.numbers[mine])
@@ -117,3 +131,12 @@ class EmbeddingTotals:
         order = order[: self._settings.lid_size]
         self._label_draws = self._label_draws[: self._settings.lid_size].clone()
         self._labels = np.concatenate([self._labels, *labels])[order.numpy()]
+
+
+def _texts(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Labels as text, None where one is missing."""
+    texts = values.astype(str).astype(object)
+    if values.dtype.kind in "fO":
+        missing = (v is None or (isinstance(v, float) and math.isnan(v)) for v in values)
+        texts[np.fromiter(missing, dtype=bool, count=len(values))] = None
+    return texts

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightly_collapse.functional.intrinsic_dimension import DEFAULT_LID_K
 from lightly_collapse.functional.spectrum import DEFAULT_RTOL
-from lightly_collapse.io.embeddings import Chunk, EmbeddingSource
+from lightly_collapse.io.embeddings import Chunk, EmbeddingSource, as_rows
 from lightly_collapse.metrics import EmbeddingSketch, NeighborDistances
 from lightly_collapse.report.accuracy import knn_accuracy, linear_accuracy
 from lightly_collapse.report.collapse_report import CollapseReport
@@ -172,6 +172,9 @@ def _notes(totals: EmbeddingTotals, layers: list[LayerRecord], neighbors: str) -
             f"{totals.total.dropped} rows held NaN or inf, or were missing, and were left out: "
             f"row {named}{f' and {more} more' if more > 0 else ''}."
         )
+    if totals.unlabelled:
+        have = "row has" if totals.unlabelled == 1 else "rows have"
+        notes.append(f"{totals.unlabelled} {have} no label and no part in the accuracies.")
     if neighbors == "all":
         notes.append("The neighbours for mLID were sought in all rows, not in the sample.")
     return notes
@@ -182,11 +185,9 @@ def _chunks_of(source: Any) -> Callable[[], Iterator[Chunk]]:
     if isinstance(source, EmbeddingSource):
         return source.chunks
     if isinstance(source, (Tensor, np.ndarray)):
-        z = torch.as_tensor(source).detach()
-        if z.ndim != 2 or 0 in z.shape:
-            raise ValueError(f"source must be (rows, dimensions), got shape {tuple(z.shape)}")
-        rows = z if z.is_floating_point() else z.double()
-        return lambda: _cut(rows)
+        if source.ndim != 2 or 0 in source.shape:
+            raise ValueError(f"source must be (rows, dimensions), got shape {tuple(source.shape)}")
+        return lambda: _cut(source)
     if isinstance(source, Sized) and hasattr(source, "__getitem__"):
         return lambda: _collected(source[i] for i in range(len(source)))
     if iter(source) is source:
@@ -194,9 +195,9 @@ def _chunks_of(source: Any) -> Callable[[], Iterator[Chunk]]:
     return lambda: _collected(source)
 
 
-def _cut(z: Tensor) -> Iterator[Chunk]:
+def _cut(z: Tensor | np.ndarray[Any, Any]) -> Iterator[Chunk]:
     for at in range(0, len(z), _BATCH):
-        rows = z[at : at + _BATCH]
+        rows = as_rows(z[at : at + _BATCH], "source").detach()
         yield Chunk(rows, torch.arange(at, at + len(rows)), None, None, "the array")
 
 
@@ -208,8 +209,7 @@ def _collected(items: Iterable[Any]) -> Iterator[Chunk]:
         z = torch.as_tensor(item[0] if isinstance(item, (tuple, list)) else item).detach()
         if z.ndim not in (1, 2):
             raise ValueError(f"source must give rows or batches of rows, got {tuple(z.shape)}")
-        kept.append(z.float() if not z.is_floating_point() else z)
-        kept[-1] = kept[-1].reshape(-1, z.shape[-1])
+        kept.append(as_rows(z.reshape(-1, z.shape[-1]), "source"))
         count += len(kept[-1])
         if kept[-1].shape[1] != kept[0].shape[1]:
             widths = f"{kept[0].shape[1]} and {kept[-1].shape[1]}"

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import zipfile
 
 import numpy as np
 import pytest
@@ -217,9 +218,9 @@ def test_missing_rows_and_entries_are_nan(tmp_path):
         assert (rows[0, 1], rows[2, 1]) == (2, 4)
 
 
-def message(source, *columns):
+def message(source, *columns, **named):
     with pytest.raises(ValueError, match=r"\w") as raised:
-        everything(EmbeddingSource(source, *columns))
+        everything(EmbeddingSource(source, *columns, **named))
     assert "\n" not in str(raised.value)
     return str(raised.value)
 
@@ -269,6 +270,68 @@ def test_a_cut_npz_or_npy_behind_a_url(tmp_path):
     assert "memory://cut/z.npy is truncated: 9 of" in message("memory://cut/z.npy")
 
 
+def test_folders_within_folders(tmp_path):
+    """Tables are partitioned into folders; what writers hide is no data."""
+    for folder in ("source=a", "source=b/more", "_temporary", ".hidden"):
+        (tmp_path / folder).mkdir(parents=True)
+        np.save(tmp_path / folder / "z.npy", Z)
+    found = [os.path.relpath(f, tmp_path) for f in find_files(str(tmp_path))]
+    assert found == ["source=a/z.npy", "source=b/more/z.npy"]
+    fsspec = pytest.importorskip("fsspec")
+    for name in found:
+        fsspec.filesystem("memory").pipe(f"/nested/{name}", (tmp_path / name).read_bytes())
+    assert len(find_files("memory://nested")) == 2
+    assert EmbeddingSource(str(tmp_path / "source=*" / "**" / "*.npy")).rows == 2 * ROWS
+
+
+@pytest.mark.parametrize("inner", ["in", "in/z.npy", "in/*.npy"])
+def test_an_archive_behind_a_url(inner, tmp_path):
+    pytest.importorskip("fsspec")
+    np.save(tmp_path / "z.npy", Z)
+    with zipfile.ZipFile(tmp_path / "z.zip", "w") as archive:
+        archive.write(tmp_path / "z.npy", "in/z.npy")
+    source = EmbeddingSource(f"zip://{inner}::{tmp_path / 'z.zip'}")
+    rows = torch.cat([chunk.rows for chunk in source.chunks()])
+    assert torch.equal(rows, torch.from_numpy(Z))
+
+
+def test_one_column_is_read_from_all_files(tmp_path):
+    np.savez(tmp_path / "a.npz", z=Z)
+    np.savez(tmp_path / "b.npz", other=Z)
+    assert "column must be one of those in" in message(tmp_path)
+    assert "b.npz, other, got 'z'" in message(tmp_path)
+
+
+def test_labels_and_groups_are_one_value_a_row(tmp_path):
+    np.savez(tmp_path / "z.npz", z=Z, y=Z[:, :2])
+    for what in ("labels_column", "group_column"):
+        said = message(tmp_path / "z.npz", column="z", **{what: "y"})
+        assert "y must hold one value a row" in said
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pq.write_table(pa.table({"z": list(Z), "y": list(Z[:, :2])}), tmp_path / "z.parquet")
+    said = message(tmp_path / "z.parquet", column="z", labels_column="y")
+    assert "y must hold one value a row" in said
+
+
+def test_headers_of_safetensors_that_do_not_fit(tmp_path):
+    for header, part in (
+        ({"z": {"dtype": "F32", "shape": [10, 4], "data_offsets": [0, 40]}}, "damaged header: z"),
+        ({"z": {"dtype": "F32"}}, "damaged header: z"),
+        ([1, 2], "its header is no table"),
+    ):
+        data = json.dumps(header).encode()
+        path = tmp_path / "z.safetensors"
+        path.write_bytes(len(data).to_bytes(8, "little") + data + bytes(160))
+        assert part in message(path)
+
+
+def test_chunks_of_zarr_that_were_never_written(tmp_path):
+    group = pytest.importorskip("zarr").open_group(str(tmp_path / "z.zarr"), mode="w")
+    create = group.create_array if hasattr(group, "create_array") else group.create_dataset
+    create("z", shape=(20, 3), chunks=(5, 3), dtype="f4")[:15] = 1
+    assert "lacks 1 of its 4 chunks" in message(tmp_path / "z.zarr")
+
+
 def test_rows_and_files_of_different_widths(tmp_path):
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     pq.write_table(pa.table({"z": [[1.0, 2.0], [3.0]]}), tmp_path / "ragged.parquet")
@@ -284,11 +347,19 @@ def test_what_is_no_matrix_or_no_number(tmp_path):
     np.save(tmp_path / "line.npy", Z[0])
     assert "got shape (6,)" in message(tmp_path / "line.npy")
     np.save(tmp_path / "text.npy", np.array([["a", "b"]]))
-    assert "must hold numbers" in message(tmp_path / "text.npy")
+    assert "integers or as real numbers of 16, 32 or 64 bits, got <U1" in message(
+        tmp_path / "text.npy"
+    )
+    for name, kind in (("complex", np.complex64), ("long", np.longdouble), ("truth", np.bool_)):
+        np.save(tmp_path / f"{name}.npy", Z.astype(kind))
+        assert "must hold embeddings as integers or as real" in message(tmp_path / f"{name}.npy")
+    for kind in (torch.complex64, torch.bool, torch.float8_e4m3fn):
+        torch.save(torch.from_numpy(Z).to(kind), tmp_path / "z.pt")
+        assert f"got {kind}" in message(tmp_path / "z.pt")
     np.save(tmp_path / "objects.npy", np.array([[{}]], dtype=object), allow_pickle=True)
     assert "objects.npy" in message(tmp_path / "objects.npy")
     torch.save({"embedding": Z}, tmp_path / "pickled.pt")  # a numpy array: not weights only
-    assert "pickled.pt cannot be read" in message(tmp_path / "pickled.pt")
+    assert "pickled.pt must hold tensors alone" in message(tmp_path / "pickled.pt")
     np.savez(tmp_path / "short.npz", z=Z, y=LABELS[:3])
     assert "y must have one entry a row" in message(tmp_path / "short.npz", "z", "y")
     np.save(tmp_path / "z.npy", Z)

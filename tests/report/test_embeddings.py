@@ -249,6 +249,28 @@ def test_labels_give_accuracies(tmp_path):
         measure_embeddings(tmp_path / "one.npz", labels_column="y")
 
 
+def test_missing_labels_and_groups_are_counted(tmp_path):
+    """Integers with missing values keep their names, whichever part of the file has any."""
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    g = torch.Generator().manual_seed(0)
+    z = torch.randn(ROWS, WIDTH, generator=g)
+    y = [None if i < 40 and i % 4 == 0 else i % 2 for i in range(ROWS)]
+    table = pa.table({"z": list(z.numpy()), "y": pa.array(y, pa.int32())})
+    pq.write_table(table, tmp_path / "z.parquet", row_group_size=100)
+    report = measure_embeddings(tmp_path / "z.parquet", labels_column="y", group_by="y", blocks=1)
+    assert [layer.name for layer in report.layers[1:]] == ["y=(missing)", "y=0", "y=1"]
+    assert [scalars(report, i)["rows"] for i in (1, 2, 3)] == [10, 190, 200]
+    assert "10 rows have no label and no part in the accuracies." in report.notes
+    np.savez(tmp_path / "z.npz", z=z.numpy(), y=np.array([np.nan if v is None else v for v in y]))
+    floats = measure_embeddings(tmp_path / "z.npz", labels_column="y", blocks=1)
+    assert floats.accuracy == report.accuracy
+
+
+def test_rows_too_wide_for_this_machine():
+    with pytest.raises(ValueError, match=r"embeddings of 1000000 dimensions need .* GiB of memory"):
+        measure_embeddings(torch.zeros(2, 10**6))
+
+
 def test_command_writes_the_report(z, tmp_path, capsys):
     np.savez(tmp_path / "z.npz", z=z.numpy(), source=np.arange(ROWS) % 2)
     words = ["measure", "--embeddings", str(tmp_path / "z.npz"), "--output", str(tmp_path / "out")]
