@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from lightly_collapse.cli import _verbs
+from lightly_collapse.io.models import load_model
+from lightly_collapse.pretrain.command import pretrain
 from lightly_collapse.pretrain.configs import find_config
 
 README = Path(__file__).parent.parent / "README.md"
@@ -66,6 +68,22 @@ def test_commands_have_the_options_they_are_shown_with(words):
     known = {verb.options.get(name, name).replace("_", "-") for name in verb.parameters()}
     given = {word.removeprefix("--").partition("=")[0] for word in words if word.startswith("--")}
     assert given <= known
+
+
+def test_recipe_for_a_method_is_followed(tmp_path, monkeypatch):
+    """The class of the recipe in a module of its own, trained by the recipe's command."""
+    page = DOCS / "guide" / "inside.md"
+    (source,) = (block for block in PAGES[page] if "(Method)" in block)
+    (tmp_path / "align_uniform.py").write_text(source, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (command,) = (p.values[0] for p in COMMANDS if "align_uniform.AlignUniform" in p.values[0])
+    short = {"max_epochs": 1, "limit_train_batches": 2, "accelerator": "cpu", "logger": "false"}
+    words = [f"--trainer.{name}={value}" for name, value in short.items()]
+    trainer = pretrain([*command[2:], *words, "--model.init_args.backbone.width=4"])
+    assert type(trainer.lightning_module).__name__ == "AlignUniform"
+    assert trainer.global_step == 2
+    assert load_model(checkpoint="run/last.ckpt").arch == "resnet18"
 
 
 @pytest.mark.slow

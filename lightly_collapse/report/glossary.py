@@ -1,22 +1,6 @@
-"""What each number means, in one line, and which way is better."""
+"""What each number means, which way is better, and when it misleads."""
 
 from typing import NamedTuple
-
-DOCS = "https://lightly-collapse.readthedocs.io/en/latest"
-"""Where the documentation is published."""
-
-
-def docs_url(name: str) -> str:
-    """Where the documentation says what a measure means and when it misleads.
-
-    Args:
-        name: of the measure, as in `GLOSSARY`.
-
-    Examples:
-        >>> docs_url("effective_rank").rpartition("/")[2]
-        'measures.html#effective-rank'
-    """
-    return f"{DOCS}/guide/measures.html#{name.replace('_', '-')}"
 
 
 class Entry(NamedTuple):
@@ -94,3 +78,129 @@ GLOSSARY: dict[str, Entry] = {
     ),
 }
 """In the order in which they are shown."""
+
+
+class Help(NamedTuple):
+    """What a page says of a measure at its end: its title, and what it is and when it misleads."""
+
+    title: str
+    text: str
+
+
+HELP: dict[str, Help] = {
+    "collapsed_dimensions": Help(
+        "Collapsed dimensions",
+        "The number of singular values of the centred features below rtol times the largest. "
+        "Misleads where one direction dominates, as outliers or one feature on a larger scale make "
+        "it: then all other directions look collapsed.",
+    ),
+    "rankme": Help(
+        "RankMe",
+        "The exponential of the entropy of the singular values, each divided by their sum; the "
+        "features are not centred (Garrido et al., 2023). Misleads where the features have a large "
+        "mean, which counts as one strong direction.",
+    ),
+    "effective_rank": Help(
+        "Effective rank",
+        "The exponential of the entropy of the singular values of the centred features, each "
+        "divided by their sum (Roy and Vetterli, 2007). Too low where there are few rows for each "
+        "dimension.",
+    ),
+    "stable_rank": Help(
+        "Stable rank",
+        "The sum of the squared singular values divided by the largest of them, not centred. "
+        "One strong direction hides all others.",
+    ),
+    "participation_ratio": Help(
+        "Participation ratio",
+        "The squared sum of the covariance's eigenvalues divided by the sum of their squares. "
+        "Dominated by the strongest directions; too low where there are few rows.",
+    ),
+    "nesum": Help(
+        "NESum",
+        "The sum of the covariance's eigenvalues divided by the largest (He and Ozay, 2022). "
+        "One strong direction hides all others.",
+    ),
+    "alpha_req": Help(
+        "α-ReQ",
+        "How steeply the logarithm of the eigenvalues falls with that of their index: the exponent "
+        "of a power law (Agrawal et al., 2022). Misleads where the spectrum is no power law: a "
+        "line can always be fitted.",
+    ),
+    "condition_number": Help(
+        "Condition number",
+        "The largest singular value divided by the smallest. Infinite as soon as one dimension is "
+        "exactly zero, and then says nothing of the others.",
+    ),
+    "mlid": Help(
+        "mLID",
+        "The geometric mean over the samples of the local intrinsic dimensionality, estimated from "
+        "the distances to the nearest neighbours (Huang et al., 2024). Comparable only between "
+        "equal numbers of neighbours and equal numbers of rows.",
+    ),
+    "two_nn": Help(
+        "TwoNN dimension",
+        "An intrinsic dimension from the ratio of the distances to the two nearest neighbours "
+        "(Facco et al., 2017). Misleads where rows repeat.",
+    ),
+    "danco": Help(
+        "DANCo dimension",
+        "The dimension whose distances and angles between neighbours fit those of the samples best "
+        "(Ceruti et al., 2014), computed by scikit-dimension. Comparable only between equal "
+        "numbers of rows.",
+    ),
+    "uniformity": Help(
+        "Uniformity",
+        "The logarithm of the mean Gaussian potential between samples on the unit sphere (Wang and "
+        "Isola, 2020); 0 is one point, lower is more even. Sees directions alone: lengths are "
+        "divided out.",
+    ),
+    "orthogonality_residual": Help(
+        "Orthogonality residual",
+        "The squared distance of a weight's filters from orthonormal ones, ‖WWᵀ − I‖² on the "
+        "smaller side. Grows with the number of filters: compare equal layers.",
+    ),
+    "patch_rank": Help(
+        "Patch rank",
+        "The effective rank of the patch tokens of one image, mean over a sample of images. "
+        "Misleads where images show little: a plain background has few directions.",
+    ),
+    "mean_token_cosine": Help(
+        "Token cosine",
+        "The mean cosine between the patch tokens of one image; 1 is all the same. Misleads where "
+        "images show little, as patch rank does.",
+    ),
+    "norm_outliers": Help(
+        "Norm outliers",
+        "The share of an image's patches with over three times its median norm (Darcet et al., "
+        "2024). Misleads where norms are equal because a last LayerNorm made them so.",
+    ),
+    "gram_drift": Help(
+        "Gram drift",
+        "The mean square change of the cosines between patches from a reference model (DINOv3, "
+        "equation 2). Misleads where the reference is untrained: there is nothing worth keeping.",
+    ),
+    "knn": Help(
+        "kNN accuracy",
+        "The accuracy of a vote of the nearest labelled images on the frozen representation. It "
+        "answers for the labels that it was given, and needs its standard error beside it: 0.6 "
+        "points at 98 % of 540 images.",
+    ),
+    "linear": Help(
+        "Linear probe",
+        "The accuracy of a linear classifier on the frozen representation. Read it as the kNN "
+        "accuracy, with its standard error.",
+    ),
+    "embedding_rankme": Help(
+        "RankMe of the embedding",
+        "RankMe of what the loss acts on, after the projector. The embedding may collapse while "
+        "the representation does not: that is what a projector is for.",
+    ),
+    "signal": Help(
+        "Signal",
+        "The sum over directions of a/(a+c), the share of a direction's variance that lies between "
+        "images and not between views of one image; in dimensions. Says nothing of features that a "
+        "deep network could make of the input.",
+    ),
+}
+"""By the name of the measure; `docs/guide/measures.md` has the same texts."""

@@ -14,11 +14,39 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from lightly_collapse.report.glossary import docs_url
+from lightly_collapse.report.glossary import HELP, Help
 from lightly_collapse.report.pages.charts import Chart
 
 _FOLDER = Path(__file__).parent
 _VEGA = ("vega/vega.min.js", "vega/vega-lite.min.js", "vega/vega-embed.min.js")
+
+
+class MeasureLinks:
+    """What a page's measures lead to: what is said of each at the end of the same page.
+
+    Attributes:
+        linked: by the id of its place the help of every measure that was asked for, in that order.
+    """
+
+    def __init__(self) -> None:
+        self.linked: dict[str, Help] = {}
+
+    def link(self, name: str) -> str:
+        """The address of a measure's help within the page.
+
+        Args:
+            name: of the measure, as in `HELP`.
+
+        Raises:
+            KeyError: if nothing is said of the measure.
+
+        Examples:
+            >>> MeasureLinks().link("effective_rank")
+            '#about-effective-rank'
+        """
+        place = f"about-{name.replace('_', '-')}"
+        self.linked[place] = HELP[name]
+        return f"#{place}"
 
 
 @cache
@@ -33,7 +61,6 @@ def _environment(folder: Path | None) -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals["docs_url"] = docs_url
     return environment
 
 
@@ -79,6 +106,7 @@ def render(
         .get_template(template)
         .render(
             charts=charts,
+            measures=MeasureLinks(),
             scripts=[text for text, _ in scripts],
             script_hashes=" ".join(digest for _, digest in scripts),
             **context,

@@ -40,7 +40,7 @@ def sweep_page(
 
     Args:
         headings: of the table.
-        measures: the measure in each column, for the documentation; empty where there is none.
+        measures: the measure in each column, for what is said of it; empty where there is none.
         body: its text, a line a variant.
         rows: the same as numbers, means and standard deviations.
         results: records of the finished cells that did not diverge.
@@ -60,7 +60,7 @@ def sweep_page(
         finished=sum(row["seeds"] + row["failed"] for row in rows),
         cells=cells,
         results=results,
-        measures=measures,
+        columns=measures,
         charts=charts,
         titles={id: title for id, (title, _, _) in drawn.items()},
         captions={id: caption for id, (_, caption, _) in drawn.items()},

@@ -195,6 +195,10 @@ def test_page_is_small_and_draws_without_error_or_network(name, browser, folder)
     charts = browser.run("document.querySelectorAll('figure.chart').length")
     assert browser.run("document.querySelectorAll('figure.chart .plot svg').length") == charts
     assert browser.run("document.documentElement.dataset.charts") == "drawn"
+    assert browser.run(
+        "[...document.querySelectorAll('a')]"
+        ".every(a => document.getElementById(a.getAttribute('href').slice(1)))"
+    )
     assert browser.run("window.hacked") is None
     assert EVIL in browser.run("document.title + document.body.textContent")
     assert not browser.errors
@@ -301,13 +305,19 @@ def test_charts_and_tables_are_saved(page, folder):
     assert table[0] == ["number", "value", "better", "what it means"]
 
 
-def test_every_measure_leads_to_the_documentation(page):
-    links = page.run(
+def test_every_measure_leads_to_what_is_said_of_it(page):
+    names = page.run(
         "[...document.querySelector('table').tBodies[0].rows]"
-        ".map(row => row.cells[0].querySelector('a')?.href ?? '')"
+        ".map(row => document.querySelector(row.cells[0].querySelector('a').getAttribute('href'))"
+        ".textContent)"
     )
-    assert len(links) == 11
-    assert all("/guide/measures.html#" in link for link in links)
+    assert len(names) == 11
+    assert names[:2] == ["RankMe", "Effective rank"]
+    page.click("table tbody a")
+    assert page.run("document.querySelector('dl.measures :target').textContent") == "RankMe"
+    assert "not centred" in page.run(
+        "document.querySelector('dl.measures :target').nextElementSibling.textContent"
+    )
 
 
 def test_record_without_weights_or_spectra_is_a_page_without_charts(browser, folder):

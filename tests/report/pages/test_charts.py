@@ -9,7 +9,7 @@ import pytest
 
 from lightly_collapse.io.spectra import TrainingSpectra
 from lightly_collapse.pretrain.sweep import COLUMNS
-from lightly_collapse.report.glossary import GLOSSARY, docs_url
+from lightly_collapse.report.glossary import GLOSSARY, HELP
 from lightly_collapse.report.pages.charts import (
     Chart,
     heat_map,
@@ -18,6 +18,7 @@ from lightly_collapse.report.pages.charts import (
     spectra,
     spectra_over_training,
 )
+from lightly_collapse.report.pages.shell import MeasureLinks
 
 
 def rows(chart: Chart) -> list[dict[str, float | None]]:
@@ -119,15 +120,20 @@ def test_training_of_one_step_has_no_slider():
     assert spectra_over_training(TrainingSpectra("step", [5], [{"a": {0: 1.0}}]), "One") is None
 
 
-def test_every_measure_of_the_pages_has_its_place_in_the_documentation():
+def test_help_is_that_of_the_guide():
     guide = Path(__file__).parents[3] / "docs" / "guide" / "measures.md"
     if not guide.is_file():
         pytest.skip("not run from a checkout")
-    places = set(re.findall(r"^\(([\w-]+)\)=$", guide.read_text(encoding="utf-8"), re.MULTILINE))
-    templates = (Path(__file__).parents[3] / "lightly_collapse/report/pages/templates").glob("*")
-    named = {
-        name for page in templates for name in re.findall(r"docs_url\('(\w+)'\)", page.read_text())
+    text = guide.read_text(encoding="utf-8").replace("`", "")
+    sections = {
+        title: " ".join(paragraph.split())
+        for title, paragraph in re.findall(r"^### (.*)\n\n((?:.+\n)+)", text, re.MULTILINE)
     }
-    assert named
-    for name in {*GLOSSARY, *COLUMNS, *named}:
-        assert docs_url(name).rpartition("#")[2] in places, name
+    for name, help_text in HELP.items():
+        assert sections[help_text.title] == help_text.text, name
+
+
+def test_every_measure_of_the_tables_has_its_help():
+    assert {*GLOSSARY, *COLUMNS} <= set(HELP)
+    with pytest.raises(KeyError):
+        MeasureLinks().link("no measure")
