@@ -45,6 +45,35 @@ def test_readme_and_guide_have_code():
     assert {"README.md", "regularize.md", "measure.md", "hosts.md"} <= {page.name for page in PAGES}
 
 
+WRITTEN = [
+    *README.parent.glob("*.md"),
+    *DOCS.glob("**/*.md"),
+    README.parent / "detection/README.md",
+]
+LINK = re.compile(r"\]\(\s*([^)\s]+)\s*\)")
+
+
+@pytest.mark.parametrize(
+    "page",
+    [page for page in WRITTEN if not {"api", "auto_gallery"} & set(page.parts)],
+    ids=lambda page: str(page.relative_to(README.parent)),
+)
+def test_links_within_the_repository_lead_somewhere(page):
+    text = re.sub(
+        r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE
+    )
+    for link in LINK.findall(text):
+        path, _, place = link.partition("#")
+        if ":" in path:
+            continue
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        if place:
+            headings = re.findall(r"^#+ (.*)", target.read_text(encoding="utf-8"), re.MULTILINE)
+            anchors = {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings}
+            assert place in anchors, link
+
+
 SHELL = re.compile(r"^```(?:bash|sh)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 COMMANDS = [
     pytest.param(shlex.split(line, comments=True), id=f"{page.name}: {line[:60]}")

@@ -29,9 +29,11 @@ def lowest(requirements):
     return found
 
 
-def test_version_is_that_of_the_changelog():
+def test_version_is_that_of_changelog_and_citation():
     text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert re.search(r"^## ([\d.]+)", text, re.MULTILINE)[1] == __version__
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == __version__
 
 
 def test_conda_recipe_has_the_versions_of_the_package():

@@ -1,6 +1,7 @@
 """The cells of a sweep on a local Ray cluster: the results of the sequential run."""
 
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -65,6 +66,17 @@ def test_shares_are_of_the_file_and_of_a_method(tmp_path):
     for wrong in ({"cpu": 1}, {"cpus": -1}, {"gpus": "two"}, 3):
         with pytest.raises(ValueError, match="resources must be `cpus` and `gpus`"):
             read_sweep(write(tmp_path, resources=wrong))
+
+
+def test_example_of_the_guide(tmp_path):
+    page = Path(ROOT) / "docs" / "guide" / "scale.md"
+    if not page.is_file():
+        pytest.skip("not run from a checkout")
+    (block,) = re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    content = {"seeds": [0], "settings": SETTINGS, **yaml.safe_load(block)}
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(content))
+    (cell,) = read_sweep(tmp_path / "sweep.yaml")
+    assert cell.resources == {"cpus": 4, "gpus": 0.5}
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Embeddings on a local Ray cluster: the numbers of one process, whatever the partition."""
 
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -82,6 +83,20 @@ def test_groups(cluster, table):
     assert sorted(groups) == [0, 1, 2]
     for group, found in groups.items():
         check(found, expected(table["embedding"][table["source"] == group]))
+
+
+@pytest.mark.slow
+def test_example_of_the_guide(cluster, table, capsys):
+    page = Path(ROOT) / "docs" / "guide" / "scale.md"
+    if not page.is_file():
+        pytest.skip("not run from a checkout")
+    (block,) = re.findall(r"```py\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    good = [row for row in range(ROWS) if row != 7]  # without the row of NaN
+    lists = {"embedding": list(table["embedding"][good]), "source": table["source"][good]}
+    names = {"ds": ray.data.from_pandas(pd.DataFrame(lists))}
+    exec(block, names)
+    assert float(capsys.readouterr().out.split()[0]) == names["found"]["effective_rank"]
+    assert len(names["by_source"]) == 3
 
 
 @pytest.mark.slow

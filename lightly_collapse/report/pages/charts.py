@@ -218,7 +218,7 @@ def line_chart(
                 row[f"{s.key}{end}"] = rounded(max(value, least) if log else value)
     every = [v for values in lines.values() for v in values if v is not None and drawable(v, log)]
     points = mark.endswith("points")
-    vertical = log_axis([*every, *levels], least) if log else linear_axis(every, not points)
+    vertical = log_axis([*every, *levels], least) if log else linear_axis(every, mark != "points")
     layers = [
         *interval_bands(series, bands),
         *line_marks(series, mark),

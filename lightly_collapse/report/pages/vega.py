@@ -139,7 +139,8 @@ def horizontal_axis(x: Sequence[float] | Sequence[str], points: bool) -> dict[st
     # Fixed, as the other axis is: nothing moves where lines are switched off.
     domain = [min(numbers), max(numbers)]
     scale = {"domain": domain, "nice": False, "padding": 8 * points}
-    return {"type": "quantitative", "scale": scale}
+    whole = all(float(place).is_integer() for place in numbers)
+    return {"type": "quantitative", "scale": scale, "axis": {"tickMinStep": 1} if whole else {}}
 
 
 def log_axis(values: Sequence[float], least: float) -> dict[str, Any]:
