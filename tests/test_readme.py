@@ -109,7 +109,7 @@ def test_recipe_for_a_method_is_followed(tmp_path, monkeypatch):
     (command,) = (p.values[0] for p in COMMANDS if "align_uniform.AlignUniform" in p.values[0])
     short = {"max_epochs": 1, "limit_train_batches": 2, "accelerator": "cpu", "logger": "false"}
     words = [f"--trainer.{name}={value}" for name, value in short.items()]
-    trainer = pretrain([*command[2:], *words, "--model.init_args.backbone.width=4"])
+    trainer = pretrain([*command[2:], *words, "--model.init_args.backbone.width=8"])
     assert type(trainer.lightning_module).__name__ == "AlignUniform"
     assert trainer.global_step == 2
     assert load_model(checkpoint="run/last.ckpt").arch == "resnet18"

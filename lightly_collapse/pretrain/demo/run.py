@@ -209,7 +209,8 @@ def _versions() -> dict[str, str]:
         "lightly-collapse": __version__,
         "python": platform.python_version(),
         **{package: installed(package) for package in packages},
-        "machine": f"{platform.system()} {platform.machine()}, {torch.get_num_threads()} threads",
+        "machine": f"{platform.system()} {platform.machine()}",
+        "threads": str(torch.get_num_threads()),
     }
 
 
