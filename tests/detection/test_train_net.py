@@ -81,24 +81,6 @@ def test_which_errors_of_a_process_are_one_line(error, raised):
 
 
 @needs_detectron2
-@pytest.mark.slow
-def test_two_processes_share_a_run(digits_root, tmp_path):
-    from detectron2.engine import launch  # noqa: PLC0415
-
-    from detection.config import make_parser, parse_arguments  # noqa: PLC0415
-    from detection.detectron2.trainer import run  # noqa: PLC0415
-
-    words = arguments(digits_root, tmp_path, "MODEL.RESNETS.NORM", "naiveSyncBN")
-    launch(run, 2, dist_url="auto", args=(parse_arguments(make_parser("test", ""), words),))
-    result = json.loads((tmp_path / "result.json").read_text())
-    assert (result["iterations"], result["images"]) == (4, 4)
-    # Half of the test images were each process's.
-    predictions = json.loads((tmp_path / "predictions.json").read_text())
-    assert len({prediction["image_id"] for prediction in predictions}) == 4
-    assert not list(tmp_path.glob(".*"))
-
-
-@needs_detectron2
 def test_trains_and_reports(digits_root, tmp_path):
     path = tmp_path / "r18.pkl"
     to_detectron2(torchvision.models.resnet18(), path)
