@@ -248,8 +248,14 @@ class _DiagnosedRun:
             module.prepare_data()
             module.setup("fit")
             count, distinct = distinct_images(module.training_images(_TRAINING_IMAGES))
-            evidence = replace(evidence, images=count, distinct=distinct)
             off = module.random_steps()
+            published = module.views.published and off.keys() <= module.views.random_steps().keys()
+            evidence = replace(
+                evidence,
+                images=count,
+                distinct=distinct,
+                training=replace(evidence.training, published_views=published),
+            )
             steps = {name: {"data": {"init_args": change}} for name, change in off.items()}
         if self.choices.transform is not None:
             return self._with_transform(evidence, images), steps
@@ -294,7 +300,8 @@ class _DiagnosedRun:
             encoder(self.model),
             encoder(self.untrained),
         )
-        return replace(evidence, views=views)
+        training = replace(evidence.training, published_views=True)
+        return replace(evidence, views=views, training=training)
 
 
 def _training(

@@ -17,6 +17,9 @@ _LUMA = (0.2989, 0.587, 0.114)
 _BLUR_SIGMA = (0.1, 2.0)
 
 
+_SOLARIZED = 0.2  # of BYOL's second views
+
+
 @dataclass(frozen=True)
 class ViewSettings:
     """How views of an image are drawn.
@@ -83,6 +86,20 @@ class ViewSettings:
             raise ValueError(
                 f"views.local_scale must be two increasing shares in (0, 1], got {low}, {high}"
             )
+
+    @property
+    def published(self) -> bool:
+        """Whether no random step is stronger than in the published views of SimCLR and BYOL."""
+        simclr = ViewSettings()
+        jitter = ("brightness", "contrast", "saturation", "hue")
+        return (
+            self.min_scale >= simclr.min_scale
+            and all(self.jitter * getattr(self, n) <= getattr(simclr, n) for n in jitter)
+            and self.jitter_probability <= simclr.jitter_probability
+            and self.gray <= simclr.gray
+            and max(self.solarize) <= _SOLARIZED
+            and self.noise == 0
+        )
 
     def random_steps(self) -> dict[str, dict[str, Any]]:
         """The random steps that are on: from a name to the settings that switch it off.

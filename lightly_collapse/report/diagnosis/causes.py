@@ -59,7 +59,7 @@ def find_causes(evidence: Evidence, verdict: Verdict) -> list[Cause]:
         _projector(evidence),
         *_norms(evidence, collapsed),
         _dead_units(evidence),
-        _augmentation(evidence),
+        _augmentation(evidence, collapsed),
         _weights(evidence, collapsed),
         _samples(verdict),
     ]
@@ -168,7 +168,7 @@ def _dead_units(evidence: Evidence) -> Cause:
     )
 
 
-def _augmentation(evidence: Evidence) -> Cause:
+def _augmentation(evidence: Evidence, collapsed: bool) -> Cause:
     title = "the views of an image have hardly anything in common"
     views = evidence.views
     if views is None:
@@ -179,10 +179,15 @@ def _augmentation(evidence: Evidence) -> Cause:
         detail = max(views.left_out, key=lambda name: views.left_out[name].matched)
         share = views.left_out[detail].matched
         without = f" Without {detail} it would be {100 * share:.0f} %, more than without any other."
+    # Short trainings and small networks cannot match published views of photographs either, and
+    # do well with them.
+    usual = evidence.training.published_views is True and not collapsed
+    if usual and best.matched < UNMATCHED:
+        without += " No step is stronger than in the published views of SimCLR and BYOL."
     return Cause(
         "augmentation",
         title,
-        best.matched < UNMATCHED,
+        best.matched < UNMATCHED and not usual,
         f"Two views of an image are found together in {100 * best.matched:.0f} % of the cases "
         f"(by chance {100 * best.chance:.1f} %; a cause below {100 * UNMATCHED:.0f} %); "
         f"{100 * views.trained.signal:.0f} % of the features' variance lies between images."

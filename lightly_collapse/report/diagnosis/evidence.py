@@ -71,6 +71,7 @@ class Training:
         weight_decay: of the optimizer.
         disabled: terms of the objective that the settings switch off.
         steps: number of optimizer steps that the readings cover.
+        published_views: whether its views are no stronger than published ones.
     """
 
     method: str | None = None
@@ -80,6 +81,7 @@ class Training:
     weight_decay: float | None = None
     disabled: tuple[str, ...] = ()
     steps: int | None = None
+    published_views: bool | None = None
 
 
 @dataclass(frozen=True)
