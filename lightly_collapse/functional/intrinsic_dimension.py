@@ -185,7 +185,8 @@ def mlid_corrected(mlid: float, k: int) -> float:
     Where distances within r_k are distributed as in a ball of dimension d, the k - 1 nearer ones
     over r_k are independent with mean d / (d + 1) and variance d / ((d + 1)^2 (d + 2)), and the
     mean of ln LID exceeds ln d by (d^2 - 1) / (2 d (d + 2) (k - 1)) to first order in 1 / k: 2 %
-    at d = 10 and k = 20. That the ball is not small, which takes more rows, is not corrected.
+    at d = 10 and k = 20. That the ball is not small, which takes more rows, is not corrected. At
+    d = 1 the bias is 0, and below, where its expansion fails as d falls, the value stays as it is.
 
     Args:
         mlid: the geometric mean of `lid_mom`, above 0.
@@ -199,6 +200,8 @@ def mlid_corrected(mlid: float, k: int) -> float:
         '9.79'
     """
     d = mlid
+    if d <= 1:
+        return d
     for _ in range(20):  # d in the bias is the corrected one: a contraction
         d = mlid * math.exp(-(d * d - 1) / (2 * d * (d + 2) * (k - 1)))
     return d

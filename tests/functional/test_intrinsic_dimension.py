@@ -287,3 +287,8 @@ def test_mlid_corrected_for_few_neighbours(d, k):
     r = torch.cat([near, torch.ones(len(near), 1, dtype=torch.float64)], dim=1)
     mlid = float(geometric_mean(lid_mom_from_distances(r)))
     assert abs(mlid_corrected(mlid, k) / d - 1) < abs(mlid / d - 1) / 5 + 2e-3
+
+
+@pytest.mark.parametrize("mlid", [1e-12, 0.003, 0.5, 1.0])
+def test_mlid_corrected_leaves_what_is_no_more_than_a_line(mlid):
+    assert mlid_corrected(mlid, 5) == mlid

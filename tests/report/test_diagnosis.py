@@ -1,6 +1,7 @@
 """The four answers of a diagnosis, each against a network of which the answer is known."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 from torchvision.transforms import Compose
 
 from lightly_collapse.report import diagnose
-from lightly_collapse.report.diagnosis import Training
+from lightly_collapse.report.diagnosis import Training, conclude
 from lightly_collapse.report.diagnosis.evidence import agreement, distinct_images
 from tests.helpers import normal
 
@@ -187,6 +188,23 @@ class TestCauses:
         if cause is not None:
             assert cause.detail == "gaussian"
             assert diagnosis.evidence.views.left_out["gaussian"].matched > 0.9
+
+    def test_published_views_are_no_cause_of_their_own(self):
+        def drowned(x):
+            return torch.randn_like(x)
+
+        views = {"dataset": IMAGES, "transform": MultiViewTransform([drowned] * 2)}
+        evidence = diagnosed(encoder(), **views, training=TRAINING, n_images=100).evidence
+        usual = replace(evidence.training, published_views=True)
+        assert conclude(evidence, "a").cause.name == "augmentation"
+        kept = conclude(replace(evidence, training=usual), "a")
+        assert kept.cause is None
+        assert any("published views of SimCLR" in cause.measured for cause in kept.causes)
+        collapsed = encoder()
+        collapsed[3].weight.data[1:] = 0
+        collapsed[3].bias.data.zero_()
+        evidence = diagnosed(collapsed, **views, training=usual, n_images=100).evidence
+        assert "augmentation" in [c.name for c in conclude(evidence, "a").causes if c.found]
 
 
 def test_page_and_file_escape_and_hold_what_was_found(tmp_path):

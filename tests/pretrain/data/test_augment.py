@@ -143,3 +143,20 @@ def test_settings_out_of_range_are_refused_by_name(setting, value):
 def test_no_image_may_be_chosen_for_a_change():
     views = DeviceViews(ViewSettings(gray=1e-9, blur=(1e-9, 1e-9), solarize=(1e-9, 0.0)), 16)
     assert views(torch.rand(2, 3, 16, 16))[0].shape == (2, 3, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("settings", "published"),
+    [
+        ({}, True),
+        ({"min_scale": 0.2, "jitter": 0.5, "blur": (0.0, 0.0)}, True),
+        ({"blur": (1.0, 0.1), "solarize": (0.0, 0.2)}, True),  # BYOL
+        ({"noise": 0.01}, False),
+        ({"min_scale": 0.05}, False),
+        ({"gray": 0.5}, False),
+        ({"jitter": 1.2}, False),
+        ({"solarize": (0.0, 0.5)}, False),
+    ],
+)
+def test_views_no_stronger_than_published_ones(settings, published):
+    assert ViewSettings(**settings).published is published
