@@ -82,14 +82,18 @@ def _check_images(name: str, value: str) -> None:
 
 def _check_checkpoint(name: str, value: str | os.PathLike[str]) -> None:
     check_not_empty(name, value)
-    if not str(value).startswith(_REMOTE) and not Path(value).exists():
-        raise FileNotFoundError(f"{name} {value} does not exist")
+    if not str(value).startswith(_REMOTE) and not Path(value).is_dir():
+        _check_file(name, value)
 
 
 def _check_file(name: str, value: str | os.PathLike[str]) -> None:
+    """A pipe or a device, which might never end, is no file either."""
     check_not_empty(name, value)
     if not Path(value).is_file():
-        kind = "is a folder, not a file" if Path(value).is_dir() else "does not exist"
+        if Path(value).is_dir():
+            kind = "is a folder, not a file"
+        else:
+            kind = "is not a regular file" if Path(value).exists() else "does not exist"
         raise FileNotFoundError(f"{name} {value} {kind}")
 
 
@@ -162,6 +166,8 @@ Count = Annotated[int, Bound(1)]
 AtLeastTwo = Annotated[int, Bound(2)]
 UpTo1000 = Annotated[int, Bound(1, 1000)]
 Steps = Annotated[int, Bound(1, 10**7)]
+StepsOrNone = Annotated[int, Bound(0, 10**7)]
+Epochs = Annotated[int, Bound(1, 10**6)]
 Natural = Annotated[int, Bound(0)]
 Share = Annotated[float, Bound(0, 1)]
 OpenShare = Annotated[float, Bound(0, 1, open=True)]

@@ -18,7 +18,8 @@ def check_rows(x: Tensor, name: str, minimum: int = 1) -> Tensor:
     Within torch.compile its entries are not looked at: that would break the graph.
 
     Raises:
-        ValueError: if `x` is not 2-D, has too few rows or no column, or holds NaN or inf.
+        ValueError: if `x` is not 2-D, has too few rows or no column, or holds NaN, inf or complex
+            numbers.
     """
     if x.ndim != 2:
         raise ValueError(f"{name} must be 2-D (samples, dimensions), got shape {tuple(x.shape)}")
@@ -26,6 +27,8 @@ def check_rows(x: Tensor, name: str, minimum: int = 1) -> Tensor:
         raise ValueError(
             f"{name} must have at least {minimum} row(s) and one column, got shape {tuple(x.shape)}"
         )
+    if x.is_complex():
+        raise ValueError(f"{name} must be real numbers, got {x.dtype}")
     if not torch.compiler.is_compiling():
         check_finite(x, name)
     return as_float(x)

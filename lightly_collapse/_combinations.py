@@ -110,6 +110,8 @@ def check_probe(
         raise ValueError(f"--data or --config must say what to probe on: {beside} does not exist")
     if data == "digits":
         _check_reading(data, workers)
+    if options.get("labels") == 0:
+        raise ValueError("labels must be a share above 0, got 0")
     if options.get("picture") and options.get("output") is None:
         raise ValueError("picture needs --output, the folder that it is written to")
     trained = {"lars", "sgd"} & set(protocol)

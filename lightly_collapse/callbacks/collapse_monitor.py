@@ -262,7 +262,7 @@ class CollapseMonitor(Callback):
         name = type(logger).__name__
         try:
             act(logger)
-        except Exception as error:
+        except Exception as error:  # of the logger's service, network or disk
             if f"{name} {what}" not in self._failed_loggers:
                 self._failed_loggers.add(f"{name} {what}")
                 pl.utilities.rank_zero_warn(f"{name} does not take the {what}: {error}")

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from lightly_collapse.io.blosc import check_chunks
 from lightly_collapse.io.embeddings_block import (
     Block,
     Columns,
@@ -286,6 +287,8 @@ class Zarr(_Arrays):
         name = self._name({n: tuple(a.shape) for n, a in arrays.items()})
         z = self._whole(name, arrays[name])
         stop = z.shape[0] if stop is None else stop
+        for array in (z, *(arrays[column] for column in self._columns.beside)):
+            check_chunks(array, self._file, start, stop)
         chunk = max(1, z.chunks[0])
         step = max(1, _step(z.shape[1] * z.dtype.itemsize, limit) // chunk) * chunk
         at = start

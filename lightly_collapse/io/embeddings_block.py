@@ -1,7 +1,6 @@
 """What the readers of embedding files share: blocks of rows, columns, errors, URLs."""
 
 import importlib
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -51,7 +50,7 @@ def reading(file: str) -> Iterator[None]:
     except (EmbeddingFileError, ImportError, FileNotFoundError, PermissionError):
         raise
     # Every library has errors of its own for a damaged file, some without a common base.
-    except (Exception, zipfile.BadZipFile) as error:
+    except Exception as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise EmbeddingFileError(f"{file} cannot be read: {lines[0]}") from error
 

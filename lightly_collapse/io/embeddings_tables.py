@@ -333,6 +333,7 @@ def _vector(data: bytes, extension: str, name: str, file: str) -> torch.Tensor:
             vector = torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
         else:
             vector = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    # What numpy, torch and pickle raise at damaged bytes has no common base.
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise EmbeddingFileError(f"{name} in {file} cannot be read: {reason}") from error

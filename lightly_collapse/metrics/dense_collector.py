@@ -82,7 +82,7 @@ class DenseCollector:
             if any(reference.keep(layer, tokens) for reference in self._passes):
                 return
             index, weights = self._of(layer).choose(len(tokens))
-        except Exception as error:
+        except Exception as error:  # what watches a training does not end it, whatever fails
             self._fail(layer, error)
             return
         if len(index):
@@ -93,7 +93,7 @@ class DenseCollector:
     ) -> None:
         try:
             self._of(layer).update(tokens, weights, reference)
-        except Exception as error:  # out of memory, say
+        except Exception as error:  # as above: out of memory, say
             self._fail(layer, error)
 
     def _fail(self, what: str, error: Exception) -> None:

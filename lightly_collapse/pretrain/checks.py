@@ -11,6 +11,7 @@ import yaml
 from lightly_collapse._arguments import Seed, Workers, check, check_output
 from lightly_collapse._names import check_arch, check_choice, read_names
 from lightly_collapse.pretrain.configs import LIST_CONFIGS, merge, split_config
+from lightly_collapse.pretrain.renamed import check_renamed
 
 METHODS = read_names("lightly_collapse.pretrain.methods", "__all__")
 """The methods by their names on the command line."""
@@ -109,6 +110,7 @@ def check_config(config: Mapping[str, Any]) -> None:
     Raises:
         ValueError: naming the setting, its value and what is needed.
     """
+    check_renamed(config)
     for part, known in (("model", METHODS), ("data", DATA)):
         chosen = _class_name(config, part)
         # A dotted path names a class of the user's own.

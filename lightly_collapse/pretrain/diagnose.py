@@ -20,9 +20,9 @@ from lightly_collapse._arguments import (
     Device,
     ImageData,
     ImageSize,
-    Natural,
     OutputFolder,
     Seed,
+    StepsOrNone,
     validated,
 )
 from lightly_collapse.io.devices import find_device
@@ -65,7 +65,7 @@ def diagnose_command(
     run: Checkpoint,
     data: ImageData | None = None,
     transform: TransformName | None = None,
-    trial: Natural = 0,
+    trial: StepsOrNone = 0,
     arch: Arch | None = None,
     prefix: str | None = None,
     image_size: ImageSize | None = None,

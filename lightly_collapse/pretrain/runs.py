@@ -15,6 +15,7 @@ from lightly_collapse.io.checkpoints import read_checkpoint
 from lightly_collapse.pretrain.command import explain
 from lightly_collapse.pretrain.configs import load_config
 from lightly_collapse.pretrain.methods.base import Method
+from lightly_collapse.pretrain.renamed import check_renamed
 
 _Path = str | os.PathLike[str]
 
@@ -59,6 +60,10 @@ def find_run(path: _Path) -> RunFiles:
     config = None
     if (folder / "config.yaml").is_file():
         config = load_config(folder / "config.yaml")
+        try:
+            check_renamed(config)
+        except ValueError as error:
+            raise ValueError(f"config {folder / 'config.yaml'}: {error}") from error
         if not all(isinstance(config.get(part), dict) for part in ("model", "data")):
             raise ValueError(
                 f"config {folder / 'config.yaml'} must have `model` and `data`, as pretrain writes"

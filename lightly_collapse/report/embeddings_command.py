@@ -5,6 +5,7 @@ from rich.console import Console
 from lightly_collapse._arguments import (
     AtLeastTwo,
     EmbeddingFiles,
+    Name,
     OutputFolder,
     Seed,
     Share,
@@ -32,7 +33,7 @@ def embeddings_command(
     rtol: Share = DEFAULT_RTOL,
     lid_k: AtLeastTwo = DEFAULT_LID_K,
     seed: Seed = 0,
-    name: str | None = None,
+    name: Name | None = None,
 ) -> CollapseReport:
     """Measure the collapse of embeddings in files: numbers, figures and a page.
 

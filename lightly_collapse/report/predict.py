@@ -17,11 +17,11 @@ from lightly_collapse._arguments import (
     Count,
     ImageData,
     ImageSize,
-    Natural,
     OpenShare,
     OutputFolder,
     PositiveFloat,
     Seed,
+    StepsOrNone,
     UpToAMillion,
     validated,
 )
@@ -104,7 +104,7 @@ def predict(
     width: Count | None = None,
     weight_decay: UpToAMillion = 0.0,
     rtol: OpenShare = DEFAULT_RTOL,
-    training_steps: Natural = 0,
+    training_steps: StepsOrNone = 0,
     learning_rate: PositiveFloat | None = None,
     seed: Seed = 0,
     output: OutputFolder = "collapse-prediction",
@@ -155,6 +155,10 @@ def predict(
     folder = check_writable_folder(output)
     found: Any = ReadableImages(load_images(data))
     unreadable = found.unreadable
+    require_memory(
+        4 * min(images, len(found)) * views * features + 4 * 3 * views * size**2,
+        f"{min(images, len(found))} images, {views} views of each and {features} features",
+    )
     make_views = named_transform(transform, size)
     if encoder is not None:
         found = InColour(found)

@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from lightly_collapse._arguments import (
-    NonNegativeFloat,
     OutputFolder,
     Seed,
     Steps,
     UpTo1000,
+    UpToAMillion,
     validated,
 )
 from lightly_collapse._combinations import check_toy
@@ -64,7 +64,7 @@ def toy(
     *,
     runs: UpTo1000 | None = None,
     seed: Seed = 0,
-    noise: NonNegativeFloat | None = None,
+    noise: UpToAMillion | None = None,
     steps: Steps | None = None,
     layers: UpTo1000 | None = None,
     relu: bool | None = None,

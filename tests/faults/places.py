@@ -1,5 +1,6 @@
 """Files and folders as they should not be, for wrong command lines."""
 
+import json
 import os
 import subprocess
 from collections.abc import Iterator
@@ -72,14 +73,88 @@ def make_places(folder: Path) -> dict[str, str]:
         "listyaml": "list.yaml",
         "brokenyaml": "broken.yaml",
     }
+    make_odd(folder, rows)
+    files |= ODD_FILES
     own = "images broken nofiles new link ckpt tensor plain cut missing readonly"
     files |= {name: name for name in own.split()}
     here = torch.cuda.is_available()
     return {name: str(folder / file) for name, file in files.items()} | {
+        "long": f"/tmp/{'x' * 5000}",
+        "digits": "9" * 1000,
         "detector": "configs/detection/small.yaml",
         "nodevice": "hpu" if here else "cuda",
         "noaccelerator": "hpu" if here else "gpu",
     }
+
+
+ODD_FILES = {
+    "loop": "loop",
+    "fifo": "fifo",
+    "nonutf8": os.fsdecode(b"\xff.npy"),
+    "norows": "norows.npy",
+    "nan": "nan.npy",
+    "complex": "complex.npy",
+    "zip": "folder.npz",
+    "parquet": "fake.parquet",
+    "tar": "fake.tar",
+    "noreport": "none.json",
+    "list": "list.json",
+    "deep": "deep.json",
+    "similarity": "similarity.json",
+    "edited": "edited.json",
+    "nanreport": "nan.json",
+    "selfbase": "self.yaml",
+    "lostbase": "lost.yaml",
+    "tagged": "tagged.yaml",
+    "bomb": "bomb.yaml",
+    "older": "older.yaml",
+    "brokenclasses": "brokenclasses",
+    "oneclass": "oneclass",
+}
+"""What no one means to give, by name."""
+
+# As written by 0.1.0.
+OLDER = """
+model: {class_path: SimCLR, init_args: {optimizer: {final_share: 0.0}, views: {flip: 0.5}}}
+data: {class_path: Digits}
+"""
+
+
+def make_odd(folder: Path, rows: np.ndarray) -> None:
+    """Make the files and folders of `ODD_FILES` beside a report.json."""
+    (folder / "loop").symlink_to(folder / "loop")
+    os.mkfifo(folder / "fifo")
+    (folder / ODD_FILES["nonutf8"]).touch()
+    (folder / "folder.npz").mkdir()
+    arrays = {"norows": rows[:0], "nan": np.full_like(rows, np.nan), "complex": rows + 1j}
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array)
+    report = json.loads((folder / "report.json").read_text())
+    # An alias for nine of the one before, nine times over: short to read, long to walk through.
+    bomb = ["a0: &a0 [x]", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9))]
+    texts = {
+        "fake.parquet": "no parquet",
+        "fake.tar": "no tar",
+        "none.json": "",
+        "list.json": "[1]",
+        "deep.json": "[" * 100_000,
+        "similarity.json": '{"format": "lightly-collapse layer similarity 1"}',
+        "edited.json": json.dumps(report | {"settings": {"collapse_rtol": "x"}}),
+        "nan.json": json.dumps(report | {"accuracy": {"knn": float("nan")}}),
+        "self.yaml": "bases: [self.yaml]",
+        "lost.yaml": "bases: [nosuch.yaml]",
+        "tagged.yaml": "!!python/object/apply:os.system ['echo']",
+        "bomb.yaml": "\n".join(bomb),
+        "older.yaml": OLDER,
+    }
+    for name, text in texts.items():
+        (folder / name).write_text(text)
+    for part in ("train", "val"):
+        for kind in ("a", "b"):
+            (folder / "brokenclasses" / part / kind).mkdir(parents=True)
+            (folder / "brokenclasses" / part / kind / "0.png").write_text("no image")
+        (folder / "oneclass" / part / "a").mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(folder / "oneclass" / part / "a" / "0.png")
 
 
 @contextmanager

@@ -263,6 +263,29 @@ def test_truncated_files(kind, tmp_path):
         path_cut.write_bytes(content)
 
 
+@pytest.mark.parametrize("version", [2, 3])
+def test_cut_chunks_of_blosc_in_zarr(version, tmp_path):
+    zarr = pytest.importorskip("zarr", minversion="3.0")
+    group = zarr.open_group(str(tmp_path / "z.zarr"), mode="w", zarr_format=version)
+    codec = pytest.importorskip("numcodecs").Blosc() if version == 2 else zarr.codecs.BloscCodec()
+    for name, array in (("embedding", Z), ("y", LABELS)):
+        chunks = (7, *array.shape[1:])
+        shape, dtype = array.shape, array.dtype
+        group.create_array(name, shape=shape, dtype=dtype, chunks=chunks, compressors=codec)[:] = (
+            array
+        )
+    assert np.array_equal(everything(EmbeddingSource(tmp_path / "z.zarr", "embedding"))[0], Z)
+    names = ("y/1", "embedding/1.0") if version == 2 else ("y/c/1", "embedding/c/1/0")
+    for name in names:
+        path = tmp_path / "z.zarr" / name
+        whole = path.read_bytes()
+        for share in (0.9, 0.5, 0.05, 0.0):
+            path.write_bytes(whole[: int(share * len(whole))])
+            said = message(tmp_path / "z.zarr", "embedding", "y")
+            assert f"is truncated: the chunk {name} has" in said
+        path.write_bytes(whole)
+
+
 def test_a_cut_npz_or_npy_behind_a_url(tmp_path):
     fsspec = pytest.importorskip("fsspec")
     np.save(tmp_path / "z.npy", Z)

@@ -15,7 +15,7 @@ from rich.table import Table
 from torch import Tensor
 
 from lightly_collapse import __version__
-from lightly_collapse._arguments import Count, OutputFolder, Seed, validated
+from lightly_collapse._arguments import Epochs, OutputFolder, Seed, validated
 from lightly_collapse._combinations import check_demo
 from lightly_collapse.functional import singular_values
 from lightly_collapse.io.digits import DigitsSplit, digits_split
@@ -74,7 +74,7 @@ class DemoResult:
 @validated
 def demo(
     methods: Sequence[str] = tuple(METHODS),
-    epochs: Count = 20,
+    epochs: Epochs = 20,
     seed: Seed = 0,
     output: OutputFolder = "collapse-demo",
 ) -> list[DemoResult]:
