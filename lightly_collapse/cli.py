@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
 
@@ -37,6 +38,7 @@ from lightly_collapse._signatures import Parameter, read_signature, read_summary
 from lightly_collapse.io.pipes import ending_with_the_reader
 
 _NO_MEMORY = r"out of memory|not enough memory|can't allocate memory"  # in torch's messages
+_LOST_PROCESS = r"Connection (closed|reset) by peer|remote process (exited|has)"  # gloo, NCCL
 _LONGEST_WORD = 300
 _DESCRIPTION = "Prevent, measure, explain and transfer dimensional collapse."
 
@@ -176,6 +178,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     name = f"lightly-collapse {words[0]}" if words and words[0] in VERBS else "lightly-collapse"
+    # The name of a file can be bytes that are no text.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         with ending_with_the_reader():
             _run(words)
@@ -200,6 +206,8 @@ def _explained(error: BaseException) -> tuple[int, str]:
     # torch's own, on a GPU and on the CPU, are no MemoryError.
     if isinstance(error, MemoryError) or re.search(_NO_MEMORY, str(error)):
         return 2, "error: not enough memory: take smaller batches, or fewer or smaller images"
+    if re.search(_LOST_PROCESS, str(error)):
+        return 2, "error: another process of this training has ended; its message says why"
     return 1, (
         f"unexpected error, {type(error).__name__}: {error}; this should not happen: please "
         "report it together with what the same command prints with --debug"

@@ -47,6 +47,16 @@ def check_writable_folder(path: str | os.PathLike[str]) -> Path:
     return folder
 
 
+def printable(name: str) -> str:
+    r"""A name in which bytes that are no text, as names of files can hold, are written out.
+
+    Examples:
+        >>> printable(os.fsdecode(b"caf\xe9.npy"))
+        'caf\\udce9.npy'
+    """
+    return name.encode(errors="backslashreplace").decode()
+
+
 def atomic_write(
     path: str | os.PathLike[str], content: bytes | Callable[[BinaryIO], object]
 ) -> None:

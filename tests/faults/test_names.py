@@ -2,11 +2,14 @@
 
 import csv
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from lightly_collapse.cli import main
+from lightly_collapse.report import CollapseReport
 from lightly_collapse.tracking.table import ReadingsTable
 
 NAMES = [
@@ -45,6 +48,16 @@ def test_pages_and_reports_keep_a_name(rows, name, tmp_path, capsys):
     out = capsys.readouterr().out
     for part in name.split("\n"):
         assert part in out
+
+
+def test_a_file_whose_name_is_no_text(tmp_path, capsys):
+    path = os.fsdecode(os.fsencode(tmp_path / "rows") + b"\xff.npy")
+    np.save(path, np.random.default_rng(0).normal(size=(60, 4)))
+    output = os.fsdecode(os.fsencode(tmp_path / "out") + b"\xfe")
+    assert main(["measure", "--embeddings", path, "--lid-k", "5", "--output", output]) == 0
+    assert "rows\\udcff.npy" in Path(output, "measure.html").read_text()
+    assert CollapseReport.load(Path(output, "measure.json")).source["embeddings"] == path
+    assert "out\\udcfe" in capsys.readouterr().out
 
 
 def test_a_table_keeps_names_and_no_cell_is_a_formula(tmp_path):

@@ -16,6 +16,7 @@ from typing_extensions import override
 
 from lightly_collapse.io.backbones import BackboneSettings, create_backbone
 from lightly_collapse.pretrain.evaluation import HeldOut
+from lightly_collapse.pretrain.memory_format import is_safe_channels_last
 from lightly_collapse.pretrain.settings import (
     LDReg,
     OptimizerSettings,
@@ -60,7 +61,7 @@ class Method(LightningModule):
         variance_covariance: variance and covariance regularization of the representations; None
             for none.
         channels_last: store images and convolution weights with their channels last, which is
-            faster on most hardware.
+            faster on most hardware; not done where `is_safe_channels_last` says no.
         num_classes: of the data's labels, for the online linear probe; the command fills it in. No
             probe is trained with fewer than two.
 
@@ -134,8 +135,8 @@ class Method(LightningModule):
         Returns:
             (n, feature_dim); whether it is finite is checked with the loss.
         """
-        if self.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        images = images.contiguous(memory_format=layout)
         features: Tensor = (backbone or self.backbone)(images)
         if self.training:
             self._expect_finite("the representation holds NaN or inf", features)
@@ -240,6 +241,8 @@ class Method(LightningModule):
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         if stage != "fit":
             return
+        device = self.trainer.strategy.root_device
+        self.channels_last = self.channels_last and is_safe_channels_last(self, device)
         if self.channels_last:
             self.to(memory_format=torch.channels_last)
         processes = self.trainer.world_size

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
+from lightly_collapse.io.files import printable
 from lightly_collapse.report.pages.charts import LEAST
 from lightly_collapse.report.pages.figures import COLORS, figure, use_scale_for_many
 
@@ -33,7 +34,7 @@ def log_lines(
         use_scale_for_many(axes, len(lines))
         for label, values in lines.items():
             positive = [v if v > 0 else math.nan for v in values]
-            axes.plot(range(1, len(values) + 1), positive, label=label)
+            axes.plot(range(1, len(values) + 1), positive, label=printable(label))
         if tolerance is not None:
             axes.axhline(tolerance, linestyle="--", linewidth=1, color="#7f7f7f")
         axes.set_yscale("log")
@@ -45,7 +46,7 @@ def log_lines(
         axes.set_ylabel(ylabel)
         axes.margins(x=0.01)
         if title is not None:
-            axes.set_title(title)
+            axes.set_title(printable(title))
         if len(lines) > len(COLORS):
             axes.legend(fontsize="x-small", ncols=2)
         elif lines:

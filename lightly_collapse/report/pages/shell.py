@@ -14,6 +14,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from lightly_collapse.io.files import printable
 from lightly_collapse.report.glossary import HELP, Help
 from lightly_collapse.report.pages.charts import Chart
 
@@ -101,7 +102,7 @@ def render(
     charts = charts or {}
     names = (*(_VEGA if any(charts.values()) else ()), "page.js")
     scripts = [_script(name) for name in names]
-    return (
+    page = (
         _environment(folder)
         .get_template(template)
         .render(
@@ -112,3 +113,4 @@ def render(
             **context,
         )
     )
+    return printable(page)
