@@ -22,7 +22,8 @@ _ROUNDS = ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64))
 _ROWS_AT_ONCE = 1024
 
 # Metrics of one compute group hold the same sample: its neighbours are sought once.
-_DISTANCES: MutableMapping[Tensor, Tensor] = WeakTensorKeyDictionary()
+_NEIGHBORS: MutableMapping[Tensor, tuple[Tensor, Tensor]] = WeakTensorKeyDictionary()
+_SPARE = 12  # neighbours more than are asked for: those that step in where a part is left out
 
 
 class ReservoirMetric(MergeableMetric):
@@ -138,15 +139,23 @@ class ReservoirMetric(MergeableMetric):
         Raises:
             ValueError: if the sample has no more than `k` rows.
         """
+        return self.neighbors(k)[0][:, :k]
+
+    def neighbors(self, k: int) -> tuple[Tensor, Tensor]:
+        """Distances and rows of the nearest others of the sampled rows: `k` and a few spare ones.
+
+        Raises:
+            ValueError: if the sample has no more than `k` rows.
+        """
         x = self._rows()
         if k >= x.shape[0]:
             raise ValueError(f"k must be below the number of rows seen, {x.shape[0]}, got {k}")
-        found = _DISTANCES.get(x)
-        if found is None or found.shape[1] < k:
+        found = _NEIGHBORS.get(x)
+        if found is None or found[0].shape[1] < k:
             own = torch.arange(x.shape[0], device=x.device)
-            found, _ = nearest_neighbors(x, x, k, exclude=own)
-            _DISTANCES[x] = found
-        return found[:, :k]
+            found = nearest_neighbors(x, x, min(k + _SPARE, x.shape[0] - 1), exclude=own)
+            _NEIGHBORS[x] = found
+        return found
 
 
 def _smallest(

@@ -103,13 +103,16 @@ class EmbeddingSketch:
         """The sampled rows, (at most lid_size, D)."""
         return self._sample.sample
 
-    def neighbor_distances(self, k: int) -> Tensor:
-        """(at most lid_size, k) distances of the sampled rows to their nearest others.
+    def neighbors(self, k: int) -> tuple[Tensor, Tensor]:
+        """Distances and rows of the nearest others of the sampled rows, ascending.
+
+        Returns:
+            Two (at most lid_size, k or more), see `RowSample.neighbors`.
 
         Raises:
             ValueError: if the sample has no more than `k` rows.
         """
-        return self._sample.neighbor_distances(k)
+        return self._sample.neighbors(k)
 
     def to(self, device: torch.device) -> "EmbeddingSketch":
         """Move the state to a device; returns itself."""

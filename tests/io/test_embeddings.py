@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from lightly_collapse.io import embeddings
-from lightly_collapse.io.embeddings import EmbeddingSource, find_files
+from lightly_collapse.io.embeddings import EmbeddingSource
+from lightly_collapse.io.embeddings_files import find_files
 
 ROWS, WIDTH = 57, 6
 Z = np.random.default_rng(0).standard_normal((ROWS, WIDTH))

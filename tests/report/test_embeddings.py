@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightly_collapse import functional
 from lightly_collapse.cli import main
+from lightly_collapse.functional.intrinsic_dimension import mlid_corrected
 from lightly_collapse.metrics import EmbeddingSketch
 from lightly_collapse.report import CollapseReport
 from lightly_collapse.report.embeddings import measure_embeddings
@@ -215,6 +216,39 @@ def test_uniformity_without_a_block_is_that_of_the_others(z):
         ),
     )
     assert found["uniformity"] == pytest.approx(jackknife_interval(value, left_out), rel=1e-6)
+
+
+def test_mlid_without_a_part_is_that_of_the_others(z):
+    """The part is left out as rows and as neighbours, and others take its place."""
+    sketch = EmbeddingSketch(lid_size=ROWS, lid_k=8)
+    sketch.update(z, torch.arange(ROWS))
+    parts = torch.arange(ROWS) % 20
+    lid = [functional.lid_mom(sketch.sample[parts != i], k=8) for i in range(20)]
+    left_out = [mlid_corrected(float(functional.geometric_mean(part)), 8) for part in lid]
+    scalars = sketch.compute().scalars
+    value = mlid_corrected(scalars["mlid"], 8)
+    expected = jackknife_interval(value, left_out, logarithmic=True, corrected=False)
+    assert estimates_of(sketch, scalars)[0]["mlid"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_mlid_where_a_part_holds_more_neighbours_than_are_spare():
+    """Every 20th row of the sample is in one place, and has the 19 others for neighbours."""
+    g = torch.Generator().manual_seed(0)
+    z = torch.randn(ROWS, WIDTH, generator=g)
+    first = EmbeddingSketch(lid_size=ROWS, lid_k=4)
+    first.update(z, torch.arange(ROWS))
+    order = (first.sample[:, None] == z).all(dim=2).int().argmax(dim=1)  # by ascending draw
+    z[order[::20]] = 1e-3 * torch.randn(ROWS // 20, WIDTH, generator=g)
+    sketch = EmbeddingSketch(lid_size=ROWS, lid_k=4)
+    sketch.update(z, torch.arange(ROWS))
+    scalars = sketch.compute().scalars
+    with_all, _ = sketch.neighbors(4)
+    assert with_all.shape[1] < ROWS // 20
+    lid = [functional.lid_mom(sketch.sample[torch.arange(ROWS) % 20 != i], k=4) for i in range(20)]
+    left_out = [mlid_corrected(float(functional.geometric_mean(part)), 4) for part in lid]
+    value = mlid_corrected(scalars["mlid"], 4)
+    expected = jackknife_interval(value, left_out, logarithmic=True, corrected=False)
+    assert estimates_of(sketch, scalars)[0]["mlid"] == pytest.approx(expected, rel=1e-6)
 
 
 def test_intervals_that_do_not_hold_are_named(z):
