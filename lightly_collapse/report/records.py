@@ -221,7 +221,8 @@ class ModelRecord:
         rtol = self.settings["collapse_rtol"]
         width, rows = out.dimensions, int(out.scalars.get("rows") or 0)
         sentences = []
-        collapsed, rank = map(out.scalars.get, ("collapsed_dimensions", "effective_rank"))
+        collapsed = out.scalars.get("collapsed_dimensions")
+        rank = out.scalars.get("effective_rank")
         if collapsed is None or rank is None:
             reason = next(iter(out.problems.values()), "")
             return [f"The {out.name} could not be measured: {reason}."]
