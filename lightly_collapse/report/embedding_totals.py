@@ -78,7 +78,7 @@ class EmbeddingTotals:
         if chunk.labels is not None:
             draws = self.total.draws(chunk.rows[finite], chunk.numbers[finite])
             labels = _texts(chunk.labels)[finite.numpy()]
-            self.unlabelled += int(np.equal(labels, None).sum())
+            self.unlabelled += int(_are_missing(labels).sum())
             self._keep_labels([draws], [labels])
         if chunk.groups is not None:
             self._update_groups(chunk, chunk.groups)
@@ -98,7 +98,7 @@ class EmbeddingTotals:
 
     def labelled_sample(self) -> tuple[Tensor, Tensor, list[str]]:
         """The sampled rows that have a label, the index of each one's label, and the labels."""
-        known = torch.from_numpy(~np.equal(self._labels, None).astype(bool))
+        known = torch.from_numpy(~_are_missing(self._labels))
         names = sorted({label for label in self._labels if label is not None})
         index = {name: i for i, name in enumerate(names)}
         codes = [index[label] for label in self._labels if label is not None]
@@ -106,7 +106,7 @@ class EmbeddingTotals:
 
     def _update_groups(self, chunk: Chunk, groups: np.ndarray[Any, Any]) -> None:
         texts = _texts(groups)
-        texts[np.equal(texts, None).astype(bool)] = _NO_GROUP
+        texts[_are_missing(texts)] = _NO_GROUP
         names, members = np.unique(texts.astype(str), return_inverse=True)
         for i, name in enumerate(names):
             mine = torch.from_numpy(members == i)
@@ -140,3 +140,7 @@ def _texts(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         missing = (v is None or (isinstance(v, float) and math.isnan(v)) for v in values)
         texts[np.fromiter(missing, dtype=bool, count=len(values))] = None
     return texts
+
+
+def _are_missing(texts: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return np.fromiter((t is None for t in texts), dtype=bool, count=len(texts))

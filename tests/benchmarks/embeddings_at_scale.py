@@ -68,7 +68,6 @@ def observed(words: list[str]) -> tuple[float, float, float]:
     child = subprocess.Popen(
         [sys.executable, "-m", "lightly_collapse.cli", *words],
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
     )
     used, peak = dict[int, float](), 0
     while child.poll() is None:
