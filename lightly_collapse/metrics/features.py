@@ -13,13 +13,14 @@ from lightly_collapse.metrics.prefix_tokens import PrefixTokens
 Tokens = Literal["auto", "cls", "patch", "mean", "all"]
 """Which positions of an output become rows; see `feature_rows` and `FeatureHooks`."""
 
-# What models call the features among their outputs (transformers, DINOv2, timm), and data sets the
-# images among their columns.
+# What models call the features among their outputs (transformers, DINOv2, timm, `encoded` of
+# stable-pretraining), and data sets the images among their columns.
 FEATURE_KEYS = (
     "last_hidden_state",
     "features",
     "x_norm_patchtokens",
     "hidden_state",
+    "encoded",
     "out",
     "pooler_output",
     "logits",

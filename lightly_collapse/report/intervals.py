@@ -117,8 +117,12 @@ def estimates_of(
         found[name] = jackknife_interval(whole[name], values, name in _LOGARITHMIC)
         interval = found[name]
         if interval is not None and name in _COUNTS:
-            low, high = math.floor(max(interval.low, 0)), math.ceil(interval.high)
-            found[name] = Interval(low, min(high, sketch.dimensions))
+            # The jackknife's correction may move both ends out of what can be counted.
+            low, high = (
+                min(max(end, 0), sketch.dimensions)
+                for end in (math.floor(interval.low), math.ceil(interval.high))
+            )
+            found[name] = Interval(low, high)
     if all(math.isfinite(scalars[n]) for n in ("mlid", "two_nn")):
         found |= _of_neighbors(sketch)
     if math.isfinite(scalars["uniformity"]):
