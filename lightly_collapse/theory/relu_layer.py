@@ -101,7 +101,7 @@ def compare_relu_on_digits(
                     hiddens.append(_moments(images, noise, network[:2]))
                 _train(network, images, noise, steps, batch_size, learning_rate, whole)
                 hiddens.append(_moments(images, noise, network[:2]))
-            last = network[2].weight.detach().double()
+            last = next(network[2].parameters()).detach().double()
             ends.append(_eigenvalues(last @ hiddens[-1][0] @ last.T))
             if progress is not None:
                 progress(2 * number + part + 1, 2 * len(strengths))

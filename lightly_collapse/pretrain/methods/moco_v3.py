@@ -46,14 +46,15 @@ class MoCoV3(MomentumMethod):
         # last BatchNorm has no weights, and the predictor of a ResNet has none at the end.
         residual = self.backbone_settings.name.startswith(("resnet", "wrn"))
         last = nn.BatchNorm1d(output_dim, affine=False)
-        self.head = MoCoProjectionHead(
+        head = MoCoProjectionHead(
             *(self.feature_dim, hidden_dim, output_dim),
             num_layers=2 if residual else 3,
             batch_norm=True,
         )
-        self.head.layers[-1] = last
-        self.predictor = MoCoProjectionHead(output_dim, hidden_dim, output_dim, batch_norm=True)
-        self.predictor.layers[-1] = nn.Identity() if residual else copy.deepcopy(last)
+        head.layers[-1] = last
+        predictor = MoCoProjectionHead(output_dim, hidden_dim, output_dim, batch_norm=True)
+        predictor.layers[-1] = nn.Identity() if residual else copy.deepcopy(last)
+        self.head, self.predictor = head, predictor
         self.add_momentum_encoder()
         self.temperature = temperature
 
