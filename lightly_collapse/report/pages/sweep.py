@@ -172,7 +172,8 @@ def _charts(results: Sequence[_Record]) -> dict[str, tuple[str, str, Chart | Non
 def _groups(first: Mapping[str, _Record]) -> dict[str, dict[str, _Record]]:
     """What is drawn together: the methods without regularizer, and each with its regularizers."""
     plain = {r["method"]: r for r in first.values() if not r["regularizer"]}
-    groups = {"without regularizer": plain} if len(plain) > 1 else {}
+    title = "without regularizer" if len(plain) < len(first) else ""
+    groups = {title: plain} if len(plain) > 1 else {}
     for method in dict.fromkeys(r["method"] for r in first.values()):
         own = [r for r in first.values() if r["method"] == method]
         if len(own) > 1:
@@ -200,8 +201,9 @@ def _spectra(groups: Mapping[str, Mapping[str, _Record]]) -> Figure:
 
 
 def _weights(groups: Mapping[str, Mapping[str, _Record]]) -> Figure:
-    rows = math.ceil(len(groups) / 2)
-    with panels(rows, 2, width=9, height=3.3 * rows) as (fig, axes):
+    columns = min(2, len(groups))
+    rows = math.ceil(len(groups) / columns)
+    with panels(rows, columns, width=3 + 3 * columns, height=3.3 * rows) as (fig, axes):
         for ax in axes[len(groups) :]:
             ax.remove()
         for ax, (title, records) in zip(axes, groups.items(), strict=False):

@@ -35,6 +35,16 @@ def test_methods_side_by_side_and_each_method_with_its_regularizers():
     }
 
 
+def test_methods_alone_fill_the_picture():
+    figures = _figures([record("A"), record("B")])
+    assert drawn(figures["spectrum.png"]) == {
+        w: ["A", "B"] for w in ("representation", "embedding")
+    }
+    (axes,) = figures["weights.png"].axes
+    assert axes.get_title() == ""
+    assert axes.get_subplotspec().get_gridspec().ncols == 1
+
+
 def test_one_line_and_values_relative_to_the_largest():
     fig = _figures([record("A", "SO")])["spectrum.png"]
     representation, embedding = (axes.get_lines()[0].get_ydata() for axes in fig.axes)
