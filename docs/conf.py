@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # the gallery's detection ex
 import lightly_collapse
 
 project = "lightly-collapse"
-author = "The lightly-collapse developers"
+author = copyright = "the lightly-collapse developers"
 release = version = lightly_collapse.__version__
 
 extensions = [
