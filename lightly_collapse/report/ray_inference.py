@@ -68,7 +68,7 @@ def measured_on_cluster(
         for (first, stop), (state, failures) in actor_results(
             ray,
             _Worker,
-            (sent, ray.put(loader)),
+            (sent, ray.put(loader), "cuda" if gpus else "cpu"),
             pairwise(cuts),
             actors=workers,
             resources={"num_cpus": 1, "num_gpus": 1 if gpus else 0},
@@ -86,9 +86,8 @@ def measured_on_cluster(
 class _Worker:
     """A process that holds the model; nothing of one call is left for the next."""
 
-    def __init__(self, job: ModelPass, loader: Any) -> None:
-        self._job, self._loader = job, loader
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    def __init__(self, job: ModelPass, loader: Any, device: str) -> None:
+        self._job, self._loader, self._device = job, loader, torch.device(device)
 
     def call(self, first: int, stop: int) -> tuple[ModelTotals, list[str]]:
         """Measure the batches from `first` to before `stop`."""
