@@ -16,7 +16,6 @@ from lightly_collapse.pretrain.sweep_file import read_sweep
 
 ray = pytest.importorskip("ray", reason="Ray is not installed")
 
-ROOT = str(Path(__file__).parents[2])
 SETTINGS = {
     "trainer": {
         "accelerator": "cpu",
@@ -37,17 +36,8 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def cluster():
-    ray.init(
-        "local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="error",
-        object_store_memory=100_000_000,
-        runtime_env={"env_vars": {"PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1"}},
-    )
-    yield
-    ray.shutdown()
+    with pytest.importorskip("tests.ray_cluster").ray_cluster():
+        yield
 
 
 def write(folder, seeds=(0, 1), resources=None, method=None):
@@ -69,7 +59,7 @@ def test_shares_are_of_the_file_and_of_a_method(tmp_path):
 
 
 def test_example_of_the_guide(tmp_path):
-    page = Path(ROOT) / "docs" / "guide" / "scale.md"
+    page = Path(__file__).parents[2] / "docs" / "guide" / "scale.md"
     if not page.is_file():
         pytest.skip("not run from a checkout")
     (block,) = re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)

@@ -18,27 +18,17 @@ pytest.importorskip("ray.data", reason="Ray Data is not installed")
 pd = pytest.importorskip("pandas", reason="pandas is not installed")
 CollapseSketch = pytest.importorskip("lightly_collapse.report.ray").CollapseSketch
 
-ROOT = str(Path(__file__).parents[2])
 ROWS, WIDTH = 600, 5
 SETTINGS = {"rtol": 1e-2, "lid_k": 8, "lid_size": 200}
 
 
 @pytest.fixture(scope="module")
 def cluster():
-    ray.init(
-        "local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="error",
-        object_store_memory=200_000_000,
-        runtime_env={"env_vars": {"PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1"}},
-    )
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.default_hash_shuffle_parallelism = 2
-    yield
-    ray.shutdown()
+    with pytest.importorskip("tests.ray_cluster").ray_cluster(200_000_000):
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.default_hash_shuffle_parallelism = 2
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +77,7 @@ def test_groups(cluster, table):
 
 @pytest.mark.slow
 def test_example_of_the_guide(cluster, table, capsys):
-    page = Path(ROOT) / "docs" / "guide" / "scale.md"
+    page = Path(__file__).parents[2] / "docs" / "guide" / "scale.md"
     if not page.is_file():
         pytest.skip("not run from a checkout")
     (block,) = re.findall(r"```py\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)

@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,23 +17,13 @@ from lightly_collapse.report import CollapseReport, measure, ray_inference
 
 ray = pytest.importorskip("ray", reason="Ray is not installed")
 
-ROOT = str(Path(__file__).parents[2])
 SETTINGS = {"lid_k": 5, "lid_size": 40, "blocks": 10}
 
 
 @pytest.fixture(scope="module")
 def cluster():
-    ray.init(
-        "local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="error",
-        object_store_memory=100_000_000,
-        runtime_env={"env_vars": {"PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1"}},
-    )
-    yield
-    ray.shutdown()
+    with pytest.importorskip("tests.ray_cluster").ray_cluster():
+        yield
 
 
 @pytest.fixture(scope="module")
