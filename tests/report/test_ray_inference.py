@@ -55,7 +55,9 @@ def assert_equal(found, wanted):
     assert [layer.name for layer in found.layers] == [layer.name for layer in wanted.layers]
     for one, other in zip(found.layers, wanted.layers, strict=True):
         assert known(one.scalars) == pytest.approx(known(other.scalars), **near)
-        assert one.spectrum == pytest.approx(other.spectrum, **near)
+        # With fewer rows than dimensions the last singular value is rounding alone.
+        rounding = 1e-7 * max(other.spectrum)
+        assert one.spectrum == pytest.approx(other.spectrum, rel=2e-6, abs=rounding)
         assert one.lid == pytest.approx(other.lid, **near)
         assert one.intervals.keys() == other.intervals.keys()
         for name, ends in one.intervals.items():
