@@ -11,8 +11,11 @@ from torchvision.models.resnet import ResNet
 from lightly_collapse.io import hub
 from lightly_collapse.io.backbones import BACKBONES, BackboneSettings, create_backbone
 from lightly_collapse.io.checkpoints import CORRUPT, reason
-from lightly_collapse.io.networks import choose_network, find_networks, is_head
+from lightly_collapse.io.networks import Network, choose_network, find_networks, is_head
 from lightly_collapse.io.weights import Pretrained, Weights, read_weights
+
+# Of a model's names; several networks with fewer of them agree with it by chance.
+_CHANCE = 0.1
 
 
 @dataclass(frozen=True)
@@ -181,11 +184,12 @@ def load_weights(
 ) -> Match:
     """As `load_checkpoint`, for weights that are already read."""
     own = model.state_dict()
-    networks = find_networks(weights.state, own, _children(model))
+    networks = _networks(model, weights)
     if not networks:
         raise ValueError(
-            f"checkpoint {weights.source} matches no weight of the model: it has "
-            f"{_some(list(weights.state))}; the model has {_some(list(own))}"
+            f"checkpoint {weights.source} does not fit the model: it has "
+            f"{_some(list(weights.state))}; the model has {_some(list(own))}; name the "
+            "architecture that it was trained with"
         )
     network = choose_network(networks, weights.state, prefix)
     renamed = {inner: weights.state[name] for name, inner in network.names.items()}
@@ -280,12 +284,20 @@ def _known_arch(weights: Weights) -> str:
     return weights.arch
 
 
+def _networks(model: nn.Module, weights: Weights) -> list[Network]:
+    """The networks of a checkpoint that have a model's names; none where several do by chance."""
+    own = model.state_dict()
+    networks = find_networks(weights.state, own, _children(model))
+    by_chance = len(networks) > 1 and networks[0].found < _CHANCE * len(own)
+    return [] if by_chance else networks
+
+
 def _fitted_backbone(
     name: str, weights: Weights, prefix: str | None
 ) -> tuple[nn.Module, list[str]]:
     """The model of a name, its stem, width and image size as in the checkpoint's tensors."""
     model = create_backbone(name)
-    networks = find_networks(weights.state, model.state_dict(), _children(model))
+    networks = _networks(model, weights)
     if not networks:
         return model, []
     network = choose_network(networks, weights.state, prefix)

@@ -106,8 +106,9 @@ def estimates_of(
         scalars: the values, as `sketch.compute` gave them.
 
     Returns:
-        Both by name; without those that cannot be computed. The corrected number is the middle of
-        its interval.
+        Both by name; without those that cannot be computed, and without an interval of
+        `collapsed_dimensions` that leaves the count out. The corrected number is the middle of its
+        interval.
     """
     left_out = sketch.leave_one_out()
     whole = scalars | {"participation_ratio": sketch.corrected_participation_ratio()}
@@ -117,12 +118,11 @@ def estimates_of(
         found[name] = jackknife_interval(whole[name], values, name in _LOGARITHMIC)
         interval = found[name]
         if interval is not None and name in _COUNTS:
-            # The jackknife's correction may move both ends out of what can be counted.
-            low, high = (
-                min(max(end, 0), sketch.dimensions)
-                for end in (math.floor(interval.low), math.ceil(interval.high))
-            )
-            found[name] = Interval(low, high)
+            # With fewer rows than dimensions the count grows with the rows, which the correction
+            # takes for a bias: the interval lies elsewhere, even beyond the dimensions.
+            low, high = math.floor(interval.low), math.ceil(interval.high)
+            inside = low <= whole[name] <= high
+            found[name] = Interval(max(low, 0), min(high, sketch.dimensions)) if inside else None
     if all(math.isfinite(scalars[n]) for n in ("mlid", "two_nn")):
         found |= _of_neighbors(sketch)
     if math.isfinite(scalars["uniformity"]):

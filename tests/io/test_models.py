@@ -112,7 +112,7 @@ class Unsafe:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"a.b": torch.zeros(2, 2)}, "matches no weight of the model: it has a.b"),
+        ({"a.b": torch.zeros(2, 2)}, "does not fit the model: it has a.b"),
         ({"epoch": 3}, "holds no tensors and no state dict, only 'epoch'"),
         ({"model": Unsafe()}, "cannot be loaded with weights_only=True"),
         (None, "cannot be loaded with weights_only=True"),

@@ -176,6 +176,19 @@ def test_jackknife_where_there_is_none():
     assert Interval(1, 4).middle(logarithmic=False) == 2.5
 
 
+@pytest.mark.parametrize(("rows", "is_known"), [(192, False), (200, False), (1600, True)])
+def test_an_interval_of_a_count_contains_it_or_there_is_none(rows, is_known):
+    """Without a block of 10 of 192 or 200 rows, fewer than 192 directions are left to count."""
+    g = torch.Generator().manual_seed(0)
+    z = torch.randn(rows, 192, generator=g) * torch.logspace(0, -6, 192)
+    out = measure_embeddings(z).output
+    count, interval = out.scalars["collapsed_dimensions"], out.intervals.get("collapsed_dimensions")
+    assert 110 < count < 140
+    assert (interval is not None) == is_known
+    if interval is not None:
+        assert interval[0] <= count <= interval[1]
+
+
 def test_every_scalar_has_an_interval_about_it(z):
     report = measure_embeddings(z)
     out = report.output

@@ -1,5 +1,6 @@
 """`lightly-collapse measure` and `compare`: checkpoints, folders, failures."""
 
+import copy
 import json
 import shutil
 
@@ -9,8 +10,12 @@ from PIL import Image
 from torchvision.models import resnet18
 
 from lightly_collapse.cli import main
+from lightly_collapse.functional.tokens import gram_drift
+from lightly_collapse.io.backbones import BackboneSettings, create_backbone
 from lightly_collapse.io.image_batches import ImageFolderLoader, digits_loader
+from lightly_collapse.io.images import Normalization
 from lightly_collapse.io.spectra import SpectraFile
+from lightly_collapse.report import CollapseReport
 
 
 @pytest.fixture(scope="module")
@@ -178,3 +183,43 @@ def test_digits():
     batches = list(digits_loader(size=16, batch_size=64, limit=100))
     assert [len(b[0]) for b in batches] == [64, 36]
     assert batches[0][0].shape[1:] == (3, 16, 16)
+
+
+def test_the_drift_from_a_reference_checkpoint(tmp_path, capsys):
+    torch.manual_seed(0)
+    net = create_backbone(BackboneSettings("vit_tiny", image_size=16, patch_size=4))
+    torch.save(net.state_dict(), tmp_path / "early.pth")
+    early = copy.deepcopy(net)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    torch.save(net.state_dict(), tmp_path / "late.pth")
+    torch.save(resnet18().state_dict(), tmp_path / "resnet.pth")
+    words = ["measure", "--arch", "vit_tiny", "--checkpoint", str(tmp_path / "late.pth")]
+    words += ["--data", "digits", "--limit", "12", "--output", str(tmp_path / "out")]
+    layer = "encoder.layers.encoder_layer_1"
+    words += ["--layers", layer]
+    drift = {}
+    for name in ("early", "late"):
+        assert main([*words, "--reference", str(tmp_path / f"{name}.pth")]) == 0
+        report = CollapseReport.load(tmp_path / "out" / "measure.json")
+        drift[name] = report.layer(f"{layer}.patch").value("gram_drift")
+        assert report.source["reference"] == str(tmp_path / f"{name}.pth")
+    assert report.settings["image_size"] == 16
+    normalization = Normalization(*(tuple(report.settings[n]) for n in ("mean", "std")))
+    (images,) = next(iter(digits_loader(16, 12, 12, normalization)))
+    tokens = []
+    for model in (net, early):
+        kept = model.get_submodule(layer).register_forward_hook(
+            lambda _, __, z: tokens.append(z[:, 1:].detach())
+        )
+        model.eval()(images)
+        kept.remove()
+    expected = float(gram_drift(*tokens).mean())
+    assert expected > 1e-4
+    assert drift["early"] == pytest.approx(expected, rel=1e-4)
+    assert drift["late"] == pytest.approx(0, abs=1e-10)
+    capsys.readouterr()
+    assert main([*words, "--reference", str(tmp_path / "resnet.pth")]) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "resnet.pth does not fit the model: it has " in line

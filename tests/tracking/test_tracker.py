@@ -53,7 +53,7 @@ def train(model, steps, tracker=None, run=None):
     for step in range(steps):
         optimizer.zero_grad()
         x = batch(step)
-        z0, z1 = ((run or model)(x + 0.1 * torch.randn_like(x)) for _ in range(2))
+        z0, z1 = ((model if run is None else run)(x + 0.1 * torch.randn_like(x)) for _ in range(2))
         ((z0 - z1).square().mean() + (z0.std(dim=0) - 1).square().mean()).backward()
         optimizer.step()
         if tracker is not None:
@@ -150,6 +150,25 @@ def test_compiled_modules(layer, fullgraph):
         readings = train(model, 4, tracker)
     assert readings[1][f"collapse/{layer}/rows"] == readings[3][f"collapse/{layer}/rows"] == 32
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("layer", ["backbone", "backbone.4"])
+def test_a_compiled_training_is_bit_identical(layer):
+    states = []
+    for tracked in (False, True):
+        torch._dynamo.reset()
+        torch.manual_seed(0)
+        model = Siamese()
+        run = torch.compile(model, backend="aot_eager")
+        tracker = CollapseTracker(model, (layer,), every_n_steps=2, lid_k=4) if tracked else None
+        readings = train(model, 4, tracker, run)
+        if tracker is not None:
+            tracker.close()
+            assert readings[3][f"collapse/{layer}/rows"] == 64
+        states.append(model.state_dict())
+    torch._dynamo.reset()
+    for a, b in zip(states[0].values(), states[1].values(), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_hooks_after_the_first_compiled_call():
