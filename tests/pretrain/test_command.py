@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 
 import pytest
 import torch
@@ -329,3 +330,15 @@ def test_a_run_resumed_with_more_epochs_follows_the_longer_schedule(tmp_path):
     assert trainer.global_step == 6
     after = weights(tmp_path / "last.ckpt")
     assert not torch.equal(before["backbone.conv1.weight"], after["backbone.conv1.weight"])
+
+
+@pytest.mark.parametrize(("capability", "warned"), [("AVX2", True), ("AVX512", False)])
+def test_half_precision_that_the_processor_emulates_is_said(
+    tmp_path, monkeypatch, capability, warned
+):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    words = simclr(tmp_path, 1, "--trainer.precision", "bf16-mixed", "--trainer.max_steps", "1")
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        pretrain(words)
+    assert any("emulated on this processor" in str(w.message) for w in seen) is warned
