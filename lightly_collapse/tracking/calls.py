@@ -40,6 +40,7 @@ class CallRecorder:
         self._counts = counts
         self._called: dict[str, list[str]] = {name: [] for name in layers}
         self._handles: dict[str, list[Any]] = {name: [] for name in layers}
+        self._itself: set[str] = set()
         for name, layer in layers.items():
             for inner, module in layer.named_modules():
                 hook = Hook(self._hook(name, inner))
@@ -51,6 +52,7 @@ class CallRecorder:
             if torch.compiler.is_compiling() or not self._counts():
                 return
             if not inner:
+                self._itself.add(layer)
                 self._remove(layer)
             elif inner not in self._called[layer]:
                 self._called[layer].append(inner)
@@ -66,6 +68,11 @@ class CallRecorder:
         Returns:
             A sentence or two.
         """
+        if layer in self._itself:
+            return (
+                f"forward of {layer} was called, but not while its rows were taken: a monitor "
+                "takes them in validation, where there is a validation loop"
+            )
         called = self._called[layer]
         if not called:
             compiled = any("_orig_mod" in n for n, _ in self._layers[layer].named_modules())

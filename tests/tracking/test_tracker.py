@@ -16,6 +16,7 @@ from lightly_collapse.tracking import (
     CollapseTracker,
     RepresentationHook,
 )
+from lightly_collapse.tracking.calls import CallRecorder
 
 
 def encoder():
@@ -442,3 +443,10 @@ def test_of_an_encoder_and_a_head_the_encoder_is_offered():
         wrapper.projection_head(wrapper.embedding_model(torch.randn(16, 4)))
         with pytest.warns(UserWarning, match=r'Use layers=\("wrapper.embedding_model",\)'):
             tracker.step()
+
+
+def test_a_layer_that_is_called_only_while_no_rows_are_taken_is_not_said_to_be_silent():
+    model = encoder()
+    calls = CallRecorder({"6": model[6]})
+    model(batch(0))
+    assert calls.explain("6").startswith("forward of 6 was called, but not while its rows")
