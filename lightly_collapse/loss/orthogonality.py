@@ -27,7 +27,13 @@ DECOUPLED_RATE = 0.1
 
 
 class FrozenWeightsError(ValueError):
-    """All weights to regularize are frozen; they may thaw later in the training."""
+    """All weights to regularize are frozen; they may thaw later in the training.
+
+    Examples:
+        >>> OrthogonalityRegularizer(nn.Linear(4, 2).requires_grad_(False))
+        Traceback (most recent call last):
+        lightly_collapse.loss.orthogonality.FrozenWeightsError: ...
+    """
 
 
 class OrthogonalityRegularizer(nn.Module):
