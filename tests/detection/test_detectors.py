@@ -103,11 +103,12 @@ def test_the_published_head_with_torchvision(digits_root, exported, tmp_path):
 
 @pytest.mark.slow
 def test_the_published_detector_with_a_resnet50(trainer, digits_root, exported, tmp_path, request):
-    options = (*SGD, "MODEL.RPN.POST_NMS_TOPK_TRAIN", "20")
+    # From random weights and with two images a step 0.02 is too high a rate for so deep a network.
+    options = (*SGD, "SOLVER.BASE_LR", "0.005", "MODEL.RPN.POST_NMS_TOPK_TRAIN", "20")
     result, losses = train(
-        trainer, "small_C4", digits_root, exported / "r50.pkl", tmp_path, 40, *options
+        trainer, "small_C4", digits_root, exported / "r50.pkl", tmp_path, 80, *options
     )
-    assert losses[1] < 0.9 * losses[0]
+    assert losses[-1] < 0.9 * losses[0]
     assert (result["detector"], result["backbone_tensors"]) == ("C4", [265, 265])
 
 
