@@ -168,7 +168,6 @@ def apply_arguments(config: Any, arguments: argparse.Namespace) -> None:
     check_settings(config, arguments.num_gpus)
     if arguments.num_gpus == 0 and config["MODEL"]["DEVICE"].startswith("cuda"):
         config["MODEL"]["DEVICE"] = "cpu"
-        print("no GPU is used (--num-gpus 0): MODEL.DEVICE is cpu", flush=True)
     if arguments.dataset_root is not None:
         config["DATASETS"]["ROOT"] = str(arguments.dataset_root)
     if arguments.classes:

@@ -153,7 +153,7 @@ WRONG = [
     (["predict", "--data", "digits", "--weight-decay", "nan"], "weight_decay must be"),
     (["compare", "/nowhere.json", "/nowhere.json"], "/nowhere.json does not exist"),
     (["demo", "--seed", "-1"], "seed must be between"),
-    (["demo", "--epochs", "0"], "epochs must be at least 1"),
+    (["demo", "--epochs", "0"], "epochs must be between 1 and"),
     (["toy", "landscape", "--seed", "-1"], "seed must be between"),
     (["probe", "--checkpoint", "/nowhere.ckpt"], "does not exist"),
     (["sweep", "/nowhere.yaml"], "does not exist"),

@@ -46,8 +46,8 @@ class EmbeddingSketch:
     Examples:
         >>> z = torch.randn(500, 8, generator=torch.Generator().manual_seed(0))
         >>> one, other = EmbeddingSketch(), EmbeddingSketch()
-        >>> one.update(z[:100])
-        >>> other.update(z[100:])
+        >>> kept = one.update(z[:100])
+        >>> kept = other.update(z[100:])
         >>> one.merge(other)
         >>> reading = one.compute()
         >>> int(reading.scalars["rows"]), f"{reading.scalars['effective_rank']:.1f}"

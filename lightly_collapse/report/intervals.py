@@ -14,6 +14,7 @@ Uniformity: over blocks of rows left out of all pairs.
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 import torch
@@ -219,11 +220,11 @@ def _of_neighbors(sketch: EmbeddingSketch) -> dict[str, Interval | None]:
     def two_nn(kept: Tensor) -> float:
         return float(two_nn_of_distances(distances[kept, :2], corrected=True))
 
-    found = {
-        "two_nn": jackknife_interval(
-            two_nn(part >= 0), [two_nn(part != i) for i in range(_PARTS)], logarithmic=True
-        )
-    }
+    found: dict[str, Interval | None] = {}
+    # Among few rows all that remain may have their two nearest at one distance.
+    with suppress(ValueError):
+        left_out = [two_nn(part != i) for i in range(_PARTS)]
+        found["two_nn"] = jackknife_interval(two_nn(part >= 0), left_out, logarithmic=True)
     if k < len(x) - -(-len(x) // _PARTS):  # else without a part there are not k others
         found["mlid"] = jackknife_interval(
             mlid(distances[:, :k]),

@@ -160,7 +160,10 @@ def test_digits_and_folders_are_data_by_name(run, tmp_path):
         ),
         (["--checkpoint", "{run}/last.ckpt", "--device", "abacus"], "abacus"),
         (["--checkpoint", "{run}/last.ckpt", "--dimensions", "33"], "at most the representation's"),
-        (["--checkpoint", "{run}/last.ckpt", "--labels", "0"], "share in (0, 1]"),
+        (
+            ["--checkpoint", "{run}/last.ckpt", "--labels", "0"],
+            "labels must be a share",
+        ),
         (["--checkpoint", "{run}/last.ckpt", "--protocol", "svm"], "lars"),
     ],
     ids=str,

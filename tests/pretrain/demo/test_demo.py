@@ -82,7 +82,7 @@ def test_unknown_method_is_one_line_and_exit_2(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--epochs", "0"], "epochs must be at least 1, got 0"),
+        (["--epochs", "0"], "epochs must be between 1 and 1000000, got 0"),
         (["--seed", "-1"], "seed must be between 0 and 4294967295, got -1"),
         (["--methods", ","], "methods must name at least one"),
     ],
