@@ -8,13 +8,14 @@ from lightly_collapse.metrics.hypersphere import Alignment, Uniformity, Wasserst
 from lightly_collapse.metrics.intrinsic_dimension import DANCo, LocalIntrinsicDimension, TwoNN
 from lightly_collapse.metrics.layer import LayerMetrics, Reading
 from lightly_collapse.metrics.lidar import LiDAR
+from lightly_collapse.metrics.neighbor_distances import NeighborDistances
 from lightly_collapse.metrics.pairs import (
     CKA,
     InformationImbalance,
     ModalityGap,
     NeighborOverlap,
 )
-from lightly_collapse.metrics.sketch import EmbeddingSketch, NeighborDistances, RowSample
+from lightly_collapse.metrics.sketch import EmbeddingSketch, RowSample
 from lightly_collapse.metrics.spectrum import (
     AlphaReQ,
     CollapsedDimensions,
