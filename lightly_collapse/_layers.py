@@ -1,5 +1,7 @@
 """Which weights a module has, and what of their layers matters to them."""
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -204,3 +206,52 @@ def _attributes(layer: nn.Module) -> list[str]:
     if isinstance(layer, nn.MultiheadAttention):
         return [name for name in _ATTENTION_WEIGHTS if getattr(layer, name) is not None]
     return []
+
+
+def select_weights(
+    weights: list[LayerWeight],
+    include: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] | None = None,
+) -> list[LayerWeight]:
+    """The weights in whose name an included pattern is found and no excluded one.
+
+    Args:
+        weights: those to choose from.
+        include: regular expressions; None is all.
+        exclude: regular expressions; None is none.
+
+    Returns:
+        In their order.
+
+    Raises:
+        ValueError: if a pattern is not a regular expression or matches nothing, or none is left.
+    """
+    included = _matching(weights, include, "include") if include is not None else weights
+    if not included:
+        raise ValueError("include must hold a pattern or be None, got an empty sequence")
+    excluded = _matching(weights, exclude, "exclude") if exclude is not None else []
+    selected = [w for w in included if w not in excluded]
+    if not selected:
+        raise ValueError("exclude must leave a weight to regularize, it leaves out all of them")
+    return selected
+
+
+def _matching(
+    weights: list[LayerWeight], patterns: str | Sequence[str], argument: str
+) -> list[LayerWeight]:
+    matched: set[str] = set()
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        try:
+            expression = re.compile(pattern)
+        except re.error as error:
+            raise ValueError(
+                f"{argument} must hold regular expressions, got {pattern!r}: {error}"
+            ) from error
+        found = {w.name for w in weights if expression.search(w.name)}
+        if not found:
+            raise ValueError(
+                f"{argument} pattern {pattern!r} matches no weight; there are: "
+                + ", ".join(w.name for w in weights)
+            )
+        matched |= found
+    return [w for w in weights if w.name in matched]

@@ -1,6 +1,5 @@
 """Orthogonality regularization of the weights of an encoder."""
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
@@ -11,7 +10,7 @@ from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from lightly_collapse._checks import as_float
-from lightly_collapse._layers import LayerWeight, find_weights
+from lightly_collapse._layers import LayerWeight, find_weights, select_weights
 from lightly_collapse.functional.orthogonality import (
     PenaltyKind,
     check_kind,
@@ -106,7 +105,7 @@ class OrthogonalityRegularizer(nn.Module):
         self.kind = kind
         self.weight = weight
         self.factor = 1.0
-        found = _select(find_weights(module), include, exclude)
+        found = select_weights(find_weights(module), include, exclude)
         if not any(w.is_trainable for w in found):
             raise FrozenWeightsError(
                 "module must have a weight that requires a gradient, got only frozen ones: "
@@ -366,39 +365,3 @@ def _as_weight(matrices: Tensor, weight: Tensor, w: LayerWeight) -> Tensor:
         shape = (w.groups, weight.shape[1], -1, *weight.shape[2:])
         matrices = matrices.reshape(shape).transpose(1, 2)
     return matrices.reshape(weight.shape)
-
-
-def _select(
-    weights: list[LayerWeight],
-    include: str | Sequence[str] | None,
-    exclude: str | Sequence[str] | None,
-) -> list[LayerWeight]:
-    included = _matching(weights, include, "include") if include is not None else weights
-    if not included:
-        raise ValueError("include must hold a pattern or be None, got an empty sequence")
-    excluded = _matching(weights, exclude, "exclude") if exclude is not None else []
-    selected = [w for w in included if w not in excluded]
-    if not selected:
-        raise ValueError("exclude must leave a weight to regularize, it leaves out all of them")
-    return selected
-
-
-def _matching(
-    weights: list[LayerWeight], patterns: str | Sequence[str], argument: str
-) -> list[LayerWeight]:
-    matched: set[str] = set()
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        try:
-            expression = re.compile(pattern)
-        except re.error as error:
-            raise ValueError(
-                f"{argument} must hold regular expressions, got {pattern!r}: {error}"
-            ) from error
-        found = {w.name for w in weights if expression.search(w.name)}
-        if not found:
-            raise ValueError(
-                f"{argument} pattern {pattern!r} matches no weight; there are: "
-                + ", ".join(w.name for w in weights)
-            )
-        matched |= found
-    return [w for w in weights if w.name in matched]

@@ -19,6 +19,19 @@ METHODS = read_names("lightly_collapse.pretrain.methods", "__all__")
 DATA = read_names("lightly_collapse.pretrain.data", "__all__")
 """The data modules by their names on the command line."""
 
+OPTIONS = (
+    "config",
+    "model",
+    "data",
+    "trainer",
+    "optimizer",
+    "lr_scheduler",
+    "output",
+    "ckpt_path",
+    "seed_everything",
+)
+"""What an option of `pretrain` begins with, up to the first dot."""
+
 _INFORMATION = ("-h", "--help", "--print_config", LIST_CONFIGS)
 # Settings of the trainer and the data by the least value that they can have.
 _AT_LEAST = {
@@ -64,6 +77,11 @@ def check_words(words: Sequence[str]) -> None:
     if any(word.partition("=")[0] in _INFORMATION for word in words):
         return
     config, rest = split_config(words)
+    for word in rest:
+        first = re.match(r"--([a-zA-Z_][\w-]*)", word)
+        # The parser takes the beginning of an option's name for the name.
+        if first and not any(option.startswith(first[1]) for option in OPTIONS):
+            check_choice("the option", first[1], OPTIONS)
     config = merge(config, _settings(rest))
     check_config(config)
     if not config.get("model"):

@@ -18,11 +18,13 @@ class CallRecorder:
     """Records calls of the modules inside layers until a layer is called itself.
 
     Encoders are often used by `encode()` or `forward_features()`, which call the parts of a module
-    and not the module, whose hooks then never run.
+    and not the module, whose hooks then never run. Only what is called while rows are taken can
+    give some: a decoder that is called in training alone is none of a validation loop's layers.
 
     Args:
         layers: modules by name.
-        counts: asked at every call whether it counts.
+        counts: asked at every call whether it is a forward pass of its own.
+        taking: asked at every call that counts whether rows are taken.
 
     Examples:
         >>> net = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2))
@@ -34,13 +36,18 @@ class CallRecorder:
     """
 
     def __init__(
-        self, layers: Mapping[str, nn.Module], counts: Callable[[], bool] = lambda: True
+        self,
+        layers: Mapping[str, nn.Module],
+        counts: Callable[[], bool] = lambda: True,
+        taking: Callable[[], bool] = lambda: True,
     ) -> None:
         self._layers = dict(layers)
         self._counts = counts
+        self._taking = taking
         self._called: dict[str, list[str]] = {name: [] for name in layers}
         self._handles: dict[str, list[Any]] = {name: [] for name in layers}
-        self._itself: set[str] = set()
+        # What ran while no rows were taken: modules inside by layer, "" for the layer itself.
+        self._otherwise: dict[str, set[str]] = {name: set() for name in layers}
         for name, layer in layers.items():
             for inner, module in layer.named_modules():
                 hook = Hook(self._hook(name, inner))
@@ -51,8 +58,9 @@ class CallRecorder:
             # Under torch.compile nothing is recorded: it would be traced into the graph.
             if torch.compiler.is_compiling() or not self._counts():
                 return
-            if not inner:
-                self._itself.add(layer)
+            if not self._taking():
+                self._otherwise[layer].add(inner)
+            elif not inner:
                 self._remove(layer)
             elif inner not in self._called[layer]:
                 self._called[layer].append(inner)
@@ -68,22 +76,24 @@ class CallRecorder:
         Returns:
             A sentence or two.
         """
-        if layer in self._itself:
+        called, otherwise = self._called[layer], self._otherwise[layer]
+        if not called and otherwise:
+            what = f"forward of {layer}" if "" in otherwise else f"a module inside {layer}"
             return (
-                f"forward of {layer} was called, but not while its rows were taken: a monitor "
-                "takes them in validation, where there is a validation loop"
+                f"{what} was called, but not while its rows were taken: a monitor takes them in "
+                "validation, where there is a validation loop"
             )
-        called = self._called[layer]
         if not called:
             compiled = any("_orig_mod" in n for n, _ in self._layers[layer].named_modules())
             return f"forward of {layer} was never called, nor that of any module inside it" + (
                 ": it was compiled before it was hooked" if compiled else ""
             )
+        never = "not called while its rows were taken" if "" in otherwise else "never called"
         outermost = [n for n in called if not any(n.startswith(f"{o}.") for o in called)]
         shown = ", ".join(_join(layer, n) for n in outermost[:_MOST_NAMED])
         more = f" and {len(outermost) - _MOST_NAMED} more" if len(outermost) > _MOST_NAMED else ""
         return (
-            f"forward of {layer} was never called; inside it these were: {shown}{more}. "
+            f"forward of {layer} was {never}; inside it these were: {shown}{more}. "
             f'Use layers=("{_join(layer, self._offer(layer, called))}",)'
         )
 

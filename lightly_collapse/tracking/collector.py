@@ -117,15 +117,16 @@ class LayerCollector:
             self._wants,
             lambda what, error: self.warn(f"dense {what}", f"{what} cannot be measured: {error}"),
         )
-        self._calls: CallRecorder | None = CallRecorder(find_layers(model, self.layers), self._in)
+        self._calls: CallRecorder | None = CallRecorder(
+            find_layers(model, self.layers), self._in, self._takes
+        )
+
+    def _takes(self) -> bool:
+        return self.active and (self._model.training or not self._training_only)
 
     def _wants(self) -> bool:
-        if not self.active:
-            return False
-        if self._training_only and not self._model.training:
-            self._evaluated = True
-            return False
-        return self._in()
+        self._evaluated |= self.active and not self._takes()
+        return self._takes() and self._in()
 
     @staticmethod
     def _in() -> bool:

@@ -55,7 +55,7 @@ def test_rankme_against_centring_pca_and_entropy(benchmark):
         s = torch.from_numpy(PCA(svd_solver="full").fit(array - array.mean(0)).singular_values_)
         return functional.effective_rank(s)
 
-    assert ratio(benchmark, lambda: functional.rankme(z), pca, rounds=1) <= 1 / 3
+    assert ratio(benchmark, lambda: functional.rankme(z), pca, rounds=2) <= 1 / 3
 
 
 @pytest.mark.parametrize("d", [512, 2048])

@@ -1,6 +1,7 @@
 """The pretrain command: what it writes, how it resumes, what it refuses."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pytorch_lightning import Callback
 
 from lightly_collapse.cli import main
 from lightly_collapse.io.checkpoints import read_checkpoint
-from lightly_collapse.pretrain.checks import DATA, METHODS
+from lightly_collapse.pretrain.checks import DATA, METHODS, OPTIONS
 from lightly_collapse.pretrain.command import pretrain
 
 SMALL = [
@@ -45,6 +46,13 @@ def simclr(output, epochs, *more):
         *("--model", "SimCLR", *SMALL, *NARROW),
         *("--trainer.max_epochs", str(epochs), "--output", str(output), *more),
     ]
+
+
+def test_the_options_known_before_any_import_are_those_of_the_parser(capsys):
+    with pytest.raises(SystemExit):
+        pretrain(["--help"])
+    listed = {*re.findall(r"--(\w+)", capsys.readouterr().out)}
+    assert listed - {"help", "print_config"} == {*OPTIONS}
 
 
 def test_writes_the_checkpoint_with_its_resolved_configuration(tmp_path):

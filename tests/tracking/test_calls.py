@@ -63,3 +63,27 @@ def test_the_encoder_is_offered_and_not_its_stem_head_or_teacher(net, use, size,
     use(model, torch.rand(2, 3, size, size))
     assert recorder.explain("net").endswith(f'Use layers=("{offered}",)')
     recorder.remove()
+
+
+class OnlineAndTarget(nn.Module):
+    """As BYOL: a predictor and a target of training, of which validation calls the encoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4))
+        self.predictor = nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 4))
+
+
+@pytest.mark.parametrize("validated", [True, False])
+def test_what_is_called_in_training_alone_is_not_offered_to_a_validation_loop(validated):
+    model, taking = OnlineAndTarget(), False
+    recorder = CallRecorder({"model": model}, taking=lambda: taking)
+    model.predictor(model.backbone(torch.rand(2, 4)))
+    taking = True
+    if validated:
+        model.backbone(torch.rand(2, 4))
+        expected = 'was never called; inside it these were: model.backbone. Use layers=("model.ba'
+    else:
+        expected = "a module inside model was called, but not while its rows were taken"
+    assert expected in recorder.explain("model")
+    recorder.remove()
