@@ -15,7 +15,7 @@ fcntl: Any = import_module("fcntl") if find_spec("fcntl") else None
 
 _NAME = ".lock"
 _SECONDS = 10  # in which the processes that read images for a killed one have ended
-_held: set[Path] = set()
+_held: dict[Path, int] = {}  # from a lock to its open file; -1 where another process opened it
 
 
 class HeldError(OSError):
@@ -56,16 +56,44 @@ def hold_folder(folder: str | os.PathLike[str]) -> Iterator[None]:
                 f"{folder} is being written by {holder}: wait for its end, or give another folder"
             )
         time.sleep(0.1)
-    _held.add(path)
+    _held[path] = file.fileno()
     try:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
         yield
     finally:
-        _held.discard(path)
+        _held.pop(path, None)
         path.unlink(missing_ok=True)
         file.close()
+
+
+def lock_descriptors(folder: str | os.PathLike[str]) -> tuple[int, ...]:
+    """The open files that a process has to inherit so that a folder stays held while it runs.
+
+    Args:
+        folder: one that this process holds, or not.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder, hold_folder(folder):
+        ...     len(lock_descriptors(folder))
+        1
+    """
+    found = _held.get(Path(folder).resolve() / _NAME, -1)
+    return () if found < 0 else (found,)
+
+
+def keep_held(folder: str | os.PathLike[str]) -> None:
+    """Take a folder for held by this process, which the one that started it holds for it.
+
+    Args:
+        folder: that the parent holds with `hold_folder`.
+
+    Examples:
+        >>> keep_held("runs/held-by-the-parent")
+    """
+    _held[Path(folder).resolve() / _NAME] = -1
 
 
 def _is_locked(file: Any, path: Path) -> bool:

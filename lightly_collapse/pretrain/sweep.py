@@ -1,14 +1,15 @@
 """The `sweep` command: methods x regularizers x seeds, one cell after another, resumable."""
 
 import json
+import os
 import statistics
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 import yaml
-from pytorch_lightning import Trainer
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -20,13 +21,16 @@ from lightly_collapse._arguments import (
     Seed,
     validated,
 )
+from lightly_collapse.io.devices import find_device
 from lightly_collapse.io.files import atomic_write, check_writable_folder
 from lightly_collapse.io.locks import HeldError, hold_folder
 from lightly_collapse.pretrain.checks import check_config
 from lightly_collapse.pretrain.command import pretrain
 from lightly_collapse.pretrain.configs import merge
-from lightly_collapse.pretrain.evaluate import measure_on
+from lightly_collapse.pretrain.evaluate import data_module, measure_on
 from lightly_collapse.pretrain.methods.base import DivergedError
+from lightly_collapse.pretrain.processes import count_processes, pretrain_apart
+from lightly_collapse.pretrain.runs import build_method, find_run, load_weights
 from lightly_collapse.pretrain.sweep_file import Cell, chosen_cells, read_sweep, settings_of
 from lightly_collapse.report.pages.sweep import sweep_figures, sweep_page
 
@@ -59,6 +63,8 @@ def sweep(
     Runs every cell that is not finished. One that was killed is resumed from its last checkpoint. A
     cell whose training diverges is recorded as such, and the sweep continues.
 
+    A training of several devices (`trainer.devices`) gets processes of its own.
+
     On a Ray cluster several cells run at a time, each on the CPUs and GPUs that the file gives it.
     The output folder must then be one that every node sees.
 
@@ -82,6 +88,11 @@ def sweep(
             another configuration, or Ray is wanted and not installed.
         OSError: if something cannot be read or written.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(
+            "sweep starts the processes of every training itself: run it in one process, got "
+            f"WORLD_SIZE {os.environ['WORLD_SIZE']}"
+        )
     settings = settings_of(overrides)
     cells = read_sweep(path, seeds)
     wanted = chosen_cells(cells, only)
@@ -179,23 +190,39 @@ def _run_held(cell: Cell, folder: Path, overrides: Mapping[str, Any]) -> None:
         "seed": cell.seed,
         "resumed": resumed,
     }
-    started, processor = time.perf_counter(), time.process_time()
+    started, processor = time.perf_counter(), sum(os.times()[:4])
     try:
-        trainer = pretrain(config)
+        trained = _train(config)
     except DivergedError as error:
         record["failed"] = str(error)
     else:
         record["seconds"] = round(time.perf_counter() - started, 1)
-        record["processor_seconds"] = round(time.process_time() - processor, 1)
-        record |= _measured(trainer)
+        record["processor_seconds"] = round(sum(os.times()[:4]) - processor, 1)
+        record |= _measured(*trained)
     atomic_write(folder / "result.json", json.dumps(record).encode())
 
 
-def _measured(trainer: Trainer) -> dict[str, Any]:
+def _train(config: Mapping[str, Any]) -> tuple[Any, Any, torch.device, int | None]:
+    """The trained method, its data, the device to measure on and the number of epochs."""
+    if count_processes(config.get("trainer", {})) == 1:
+        trainer = pretrain(config)
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        return trainer.lightning_module, data, trainer.strategy.root_device, trainer.max_epochs
+    pretrain_apart(config)
+    run = find_run(config["output"])
+    if run.config is None:
+        raise ValueError(f"{config['output']} lacks the config.yaml of its training")
+    method = build_method(run.config["model"])
+    load_weights(method, run.checkpoint)
+    data = data_module(run.config["data"])
+    data.seed = run.config["seed_everything"]
+    trainer_settings = run.config["trainer"]
+    name = "cpu" if trainer_settings["accelerator"] == "cpu" else "auto"
+    return method, data, find_device(name), trainer_settings["max_epochs"]
+
+
+def _measured(method: Any, data: Any, device: torch.device, epochs: int | None) -> dict[str, Any]:
     """The measures of the trained backbone on held-out images, by the names of `COLUMNS`."""
-    method: Any = trainer.lightning_module
-    data: Any = trainer.datamodule  # type: ignore[attr-defined]
-    device = trainer.strategy.root_device
     method.eval().to(device)
     report = measure_on(method.backbone, data, device, head=method.embed)
     out, embedding = report.output, report.layer("embedding")
@@ -213,7 +240,7 @@ def _measured(trainer: Trainer) -> dict[str, Any]:
         "weight_eigenvalues": {w.name: w.normalized_eigenvalues for w in report.weights},
         "collapse_rtol": report.settings["collapse_rtol"],
         "lid_k": out.scalars["lid_k"],
-        "epochs": trainer.max_epochs,
+        "epochs": epochs,
         "jitter": data.views.jitter,
         "train_images": data.train_count,
     }

@@ -233,7 +233,7 @@ class Method(LightningModule):
             self._held_out.clear()
             return
         for name, value in self._held_out.scores(self.probe).items():
-            self.log(name, value, prog_bar=True)
+            self.log(name, value, prog_bar=True, sync_dist=True)
 
     @override
     def setup(self, stage: str) -> None:
