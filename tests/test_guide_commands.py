@@ -27,7 +27,7 @@ SHORT = {
     "toy": ["--steps", "50"],
     "probe": [],
     "sweep": ["--seeds", "0", "--set", "trainer.max_epochs=1"],
-    "diagnose": ["--limit", "100"],
+    "diagnose": ["--limit", "32", "--images", "16"],
     "demo": ["--epochs", "1", "--methods", "baseline"],
     "export": [],
     "compare": [],

@@ -46,6 +46,10 @@ _NUMPY_SCALARS = (
     "numpy._core.multiarray.scalar",
 )
 
+# What trainers call the file of every run alike, and what they count epochs and steps with.
+_UNTELLING = ("last", "best", "model", "checkpoint", "pytorch_model", "model_final", "weights")
+_COUNTED = ("epoch", "step", "checkpoint-", "checkpoint_")
+
 
 def reason(error: BaseException) -> str:
     """The first line of an error's message, or its name where it has none."""
@@ -90,6 +94,29 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
             "model.state_dict()"
         )
     return loaded
+
+
+def checkpoint_name(path: str | os.PathLike[str]) -> str:
+    """The name of a checkpoint's file, or of its folder where the former says nothing.
+
+    Args:
+        path: of the checkpoint.
+
+    Returns:
+        Without the suffix.
+
+    Examples:
+        >>> checkpoint_name("runs/byol/last.ckpt"), checkpoint_name("runs/byol.pth")
+        ('byol', 'byol')
+        >>> checkpoint_name("runs/byol/epoch=9-step=1000.ckpt")
+        'byol, epoch=9-step=1000'
+    """
+    stem, folder = Path(path).stem, Path(path).absolute().parent.name
+    if not folder:
+        return stem
+    if stem in _UNTELLING:
+        return folder
+    return f"{folder}, {stem}" if stem.startswith(_COUNTED) else stem
 
 
 def _allowed() -> list[Any]:

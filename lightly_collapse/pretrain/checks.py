@@ -76,18 +76,48 @@ def check_words(words: Sequence[str]) -> None:
     """
     if any(word.partition("=")[0] in _INFORMATION for word in words):
         return
-    config, rest = split_config(words)
+    config, rest = plain_config(words)
     for word in rest:
         first = re.match(r"--([a-zA-Z_][\w-]*)", word)
         # The parser takes the beginning of an option's name for the name.
         if first and not any(option.startswith(first[1]) for option in OPTIONS):
             check_choice("the option", first[1], OPTIONS)
-    config = merge(config, _settings(rest))
     check_config(config)
     if not config.get("model"):
         raise ValueError(f"give --model, one of {', '.join(METHODS)}, or a --config that has it")
     check_output("output", config.get("output", "pretrain-output") or "")
     _check_checkpoint(config)
+
+
+def plain_config(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """The configuration that a command line of `pretrain` gives, as YAML alone reads it.
+
+    Args:
+        words: after `lightly-collapse pretrain`.
+
+    Returns:
+        Files and settings merged, and the words that are no `--config`.
+
+    Raises:
+        ValueError, OSError: as `split_config`.
+    """
+    config, rest = split_config(words)
+    return merge(config, _settings(rest)), rest
+
+
+def keep_integers(parsed: Any, given: Mapping[str, Any]) -> None:
+    """Undo, in place, that a parser made 1.0 of a given 1: a batch is not all batches.
+
+    A setting that may be a number or a share has the types int and float, of which the parser takes
+    the first that fits, in an order that depends on what else the program has imported.
+
+    Args:
+        parsed: a mapping or namespace of settings.
+        given: the same settings as they came.
+    """
+    for name, value in given.items():
+        if type(value) is int and name in parsed and isinstance(parsed[name], float):
+            parsed[name] = value
 
 
 def _settings(words: Sequence[str]) -> dict[str, Any]:

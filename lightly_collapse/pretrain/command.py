@@ -23,7 +23,12 @@ from lightly_collapse.io.files import atomic_write, check_writable_folder
 from lightly_collapse.io.locks import hold_folder
 from lightly_collapse.pretrain import data, methods  # noqa: F401  found by their names
 from lightly_collapse.pretrain.checkpoint import AtomicCheckpointIO, check_checkpoint
-from lightly_collapse.pretrain.checks import check_config, check_words
+from lightly_collapse.pretrain.checks import (
+    check_config,
+    check_words,
+    keep_integers,
+    plain_config,
+)
 from lightly_collapse.pretrain.configs import LIST_CONFIGS, list_configs, split_config
 from lightly_collapse.pretrain.data.base import PretrainData
 from lightly_collapse.pretrain.methods.base import Method
@@ -32,7 +37,8 @@ from lightly_collapse.pretrain.methods.base import Method
 class _PretrainCLI(LightningCLI):
     """The parser: `--model`, `--data`, `--trainer`, `--output` and `--ckpt_path`."""
 
-    def __init__(self, arguments: list[str] | dict[str, Any]) -> None:
+    def __init__(self, arguments: list[str] | dict[str, Any], trainer: Mapping[str, Any]) -> None:
+        self._given = trainer
         super().__init__(
             Method,
             PretrainData,
@@ -68,6 +74,7 @@ class _PretrainCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, and check what Lightning would refuse late or in words of its own."""
         super().parse_arguments(parser, args)
+        keep_integers(self.config["trainer"], self._given)
         check_config(self.config)
 
     @override
@@ -149,18 +156,21 @@ def pretrain(arguments: Sequence[str] | Mapping[str, Any]) -> Trainer:
     if isinstance(arguments, Mapping):
         check_config(arguments)
         parsed: list[str] | dict[str, Any] = dict(arguments)
+        given = parsed
     else:
         if LIST_CONFIGS in arguments:
             print("\n".join(list_configs("pretrain")))
             sys.exit()
         check_words(arguments)
         config, rest = split_config(arguments)
+        given, _ = plain_config(arguments)
         parsed = ["--config", yaml.safe_dump(config, sort_keys=False), *rest] if config else rest
     try:
         with warnings.catch_warnings(), quiet():
             # Lightning warns of arguments that are not those of the process.
             warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
-            cli = _PretrainCLI(parsed)
+            trainer_given = given.get("trainer")
+            cli = _PretrainCLI(parsed, trainer_given if isinstance(trainer_given, Mapping) else {})
     except (ArgumentError, ValueError) as error:
         raise ValueError(explain(str(error))) from error
     except MisconfigurationException as error:

@@ -25,6 +25,7 @@ from lightly_collapse._arguments import (
     StepsOrNone,
     validated,
 )
+from lightly_collapse.io.checkpoints import checkpoint_name
 from lightly_collapse.io.devices import find_device
 from lightly_collapse.io.files import check_writable_folder
 from lightly_collapse.io.image_batches import ImageFolderLoader, digits_loader
@@ -221,7 +222,7 @@ class _DiagnosedRun:
             history=self.history,
         )
         evidence, steps = self._training_images(evidence, images)
-        name = self.files.checkpoint.parent.name or self.files.checkpoint.stem
+        name = checkpoint_name(self.files.checkpoint)
         source = {"run": str(self.files.checkpoint), "data": self.data or "of the run"}
         return conclude(evidence, name, steps, self.notes, source)
 
@@ -265,7 +266,9 @@ class _DiagnosedRun:
             self.notes.append(f"{self.method.name} takes one view: nothing is to agree with.")
             return evidence, steps
         left_out = {name: self._views(images, change) for name, change in off.items()}
-        views = views_evidence(self._views(images, {}), left_out, self.model, self.untrained)
+        views = views_evidence(
+            self._views(images, {}), left_out, self.model, self.untrained, progress=True
+        )
         return replace(evidence, views=views), steps
 
     def _views(self, images: int, change: Mapping[str, Any]) -> Views:
@@ -299,6 +302,7 @@ class _DiagnosedRun:
             left_out,
             encoder(self.model),
             encoder(self.untrained),
+            progress=True,
         )
         training = replace(evidence.training, published_views=True)
         return replace(evidence, views=views, training=training)

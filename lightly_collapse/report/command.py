@@ -29,6 +29,7 @@ from lightly_collapse._arguments import (
 from lightly_collapse._combinations import check_compare, check_measure
 from lightly_collapse.functional.intrinsic_dimension import DEFAULT_LID_K
 from lightly_collapse.functional.spectrum import DEFAULT_RTOL
+from lightly_collapse.io.checkpoints import checkpoint_name
 from lightly_collapse.io.devices import find_device
 from lightly_collapse.io.files import atomic_write, check_writable_folder
 from lightly_collapse.io.image_batches import image_batches
@@ -158,7 +159,7 @@ def measure_command(
             device=target,
             engine=engine,
             address=address,
-            name=name or (Path(checkpoint).stem if checkpoint else f"{arch}, random weights"),
+            name=name or (checkpoint_name(checkpoint) if checkpoint else f"{arch}, random weights"),
             progress=True,
         )
     except EmptyDataError as error:

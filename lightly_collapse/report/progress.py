@@ -45,17 +45,20 @@ def with_progress(
             bar.advance(task, len(chunk.rows))
 
 
-def batch_progress(shown: bool, total: int | None) -> tuple[Progress, Any]:
+def batch_progress(shown: bool, total: int | None, what: str = "measuring") -> tuple[Progress, Any]:
     """A progress bar of batches on standard error, and its task."""
-    columns = (TextColumn("measuring"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     bar = Progress(*columns, console=console, disable=not (shown and console.is_terminal))
-    return bar, bar.add_task("measuring", total=total)
+    return bar, bar.add_task(what, total=total)
 
 
-def with_batch_progress(batches: Iterable[Any], shown: bool) -> Iterator[Any]:
+def with_batch_progress(
+    batches: Iterable[Any], shown: bool, what: str = "measuring"
+) -> Iterator[Any]:
     """The batches, with a progress bar while they are used."""
-    bar, task = batch_progress(shown, len(batches) if isinstance(batches, Sized) else None)
+    total = len(batches) if isinstance(batches, Sized) else None
+    bar, task = batch_progress(shown, total, what)
     with bar:
         for batch in batches:
             yield batch

@@ -1,5 +1,6 @@
 """The pretrain command: what it writes, how it resumes, what it refuses."""
 
+import json
 import os
 import re
 import signal
@@ -53,6 +54,39 @@ def test_the_options_known_before_any_import_are_those_of_the_parser(capsys):
         pretrain(["--help"])
     listed = {*re.findall(r"--(\w+)", capsys.readouterr().out)}
     assert listed - {"help", "print_config"} == {*OPTIONS}
+
+
+ONE_BATCH = """
+# What is imported first decides in which order the parser tries types.
+from torchvision.models import resnet18
+from lightly_collapse.functional.tokens import gram_drift
+from lightly_collapse.io.image_batches import ImageFolderLoader
+from lightly_collapse.report import CollapseReport
+import json, sys
+from lightly_collapse.pretrain.command import pretrain
+words = json.loads(sys.argv[1])
+config = {
+    "model": {"class_path": "SimCLR", "init_args": {
+        "backbone": {"stem": "cifar", "width": 4}, "optimizer": {"warmup_epochs": 0}
+    }},
+    "data": {"class_path": "Digits", "init_args": {"batch_size": 32, "train_images": 64}},
+    "trainer": {"max_epochs": 1, "limit_train_batches": 1, "accelerator": "cpu"},
+    "output": sys.argv[2],
+}
+print(pretrain(words).global_step, pretrain(config).global_step)
+"""
+
+
+def test_one_batch_is_not_all_batches(tmp_path):
+    words = simclr(tmp_path / "words", 1, "--trainer.limit_train_batches", "1")
+    words += ["--model.optimizer.warmup_epochs", "0"]
+    done = subprocess.run(
+        [sys.executable, "-c", ONE_BATCH, json.dumps(words), str(tmp_path / "mapping")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.splitlines()[-1:] == ["1 1"], done.stderr[-2000:]
 
 
 def test_writes_the_checkpoint_with_its_resolved_configuration(tmp_path):

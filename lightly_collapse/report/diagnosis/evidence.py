@@ -13,6 +13,7 @@ from torch.nn.functional import normalize
 from lightly_collapse._layers import find_weights
 from lightly_collapse.metrics.features import feature_rows
 from lightly_collapse.report.measure import measure
+from lightly_collapse.report.progress import with_batch_progress
 from lightly_collapse.report.records import ModelRecord
 from lightly_collapse.theory.views import estimate_covariances
 
@@ -266,6 +267,7 @@ def views_evidence(
     left_out: Mapping[str, Views],
     model: Callable[[Tensor], Tensor],
     untrained: Callable[[Tensor], Tensor],
+    progress: bool = False,
 ) -> ViewsEvidence:
     """Measure the views of a training with all random steps and without each.
 
@@ -274,6 +276,7 @@ def views_evidence(
         left_out: the views without a step, by its name.
         model: the backbone.
         untrained: the backbone with random weights.
+        progress: show a progress bar of the steps left out on standard error.
 
     Returns:
         The agreements.
@@ -286,7 +289,7 @@ def views_evidence(
         with torch.no_grad():
             pixels, trained, random = map(agreement, views([_pixels, model, untrained]))
             without = {}
-            for name, other in left_out.items():
+            for name, other in with_batch_progress(left_out.items(), progress, "augmentations"):
                 found = map(agreement, other([model, untrained]))
                 without[name] = max(found, key=lambda a: a.matched)
     finally:
