@@ -110,15 +110,17 @@ def measure_embeddings(
         chunks = _chunks_of(files if files is not None else source)
         for chunk in with_progress(chunks(), progress, "measuring", _size(source)):
             totals.update(chunk)
-        if neighbors == "all" and totals.total.rows:
+        if neighbors == "all" and totals.total.rows > 1:
             near = NeighborDistances(totals.total.sample, _k(totals.total))
             for chunk in with_progress(chunks(), progress, "neighbours", _size(source)):
                 near.update(chunk.rows)
-    if not totals.total.rows:
-        raise ValueError(
-            f"source must hold at least one finite row, got none ({totals.total.dropped} held NaN "
-            "or inf)"
+    if totals.total.rows < 2:
+        what = (
+            "at least one finite row, got none"
+            if not totals.total.rows
+            else "two finite rows, got one"
         )
+        raise ValueError(f"source must hold {what} ({totals.total.dropped} held NaN or inf)")
     layers = [_record("output", totals.total, near)]
     groups = sorted(totals.groups.items())
     layers += [_record(f"{group_by}={group}", sketch) for group, sketch in groups]

@@ -111,6 +111,12 @@ def test_rows_left_out_are_counted_and_named(z, tmp_path):
         measure_embeddings(torch.full((2, 3), torch.nan))
 
 
+def test_one_row_has_no_spectrum():
+    rows = torch.tensor([[1.0, 2.0], [torch.nan, 1.0]])
+    with pytest.raises(ValueError, match=r"two finite rows, got one \(1 held NaN"):
+        measure_embeddings(rows)
+
+
 def test_neighbours_in_all_rows(z):
     sampled = measure_embeddings(z, lid_size=100, lid_k=10)
     exact = measure_embeddings(z, lid_size=100, lid_k=10, neighbors="all")
