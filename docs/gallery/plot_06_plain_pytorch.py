@@ -5,6 +5,7 @@ Between `backward()` and `step()`, `accumulate_gradient()` adds a regularizer's 
 and its scaling stay untouched, so it works under a GradScaler and with accumulated steps.
 """
 
+import matplotlib.pyplot as plt
 import torch
 from torch import nn
 
@@ -17,7 +18,7 @@ optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
 scaler = torch.amp.GradScaler("cpu", enabled=False)  # enabled=True with float16 on a GPU
 x, y = torch.randn(256, 64), torch.randint(10, (256,))
 
-print({name: round(float(value), 2) for name, value in regularizer.residuals().items()})
+history = [regularizer.residuals()]
 for _ in range(200):
     optimizer.zero_grad()
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -27,7 +28,13 @@ for _ in range(200):
     regularizer.accumulate_gradient()
     scaler.step(optimizer)
     scaler.update()
-print({name: round(float(value), 2) for name, value in regularizer.residuals().items()})
+    history.append(regularizer.residuals())
 
 # %%
 # The residual is the squared distance of the filters from orthonormal ones.
+figure, axes = plt.subplots(figsize=(6, 4))
+for name in history[0]:
+    print(f"{name}: {history[0][name]:.2f} at the start, {history[-1][name]:.2f} at the end")
+    axes.semilogy([residuals[name] for residuals in history], label=name)
+axes.set(xlabel="step", ylabel="orthogonality residual")
+axes.legend()

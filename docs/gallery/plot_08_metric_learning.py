@@ -4,6 +4,7 @@
 The regularizers are also parts for a loss of pytorch-metric-learning.
 """
 
+import matplotlib.pyplot as plt
 import torch
 from pytorch_metric_learning.losses import ArcFaceLoss
 
@@ -32,14 +33,19 @@ def train(**regularizers):
             optimizer.step()
     with torch.no_grad():
         features = encoder.eval()(split.test_images)
-    return effective_rank(singular_values(features, center=True))
+    return singular_values(features, center=True)
 
 
-print(f"effective rank without: {train():.1f}")
+without = train()
 with_both = train(
     weight_regularizer=OrthogonalityWeightRegularizer(kind="so"),
     weight_reg_weight=1e-2,
     embedding_regularizer=LDRegEmbeddingRegularizer(k=32),
     embedding_reg_weight=0.5,
 )
-print(f"with both regularizers: {with_both:.1f}")
+figure, axes = plt.subplots(figsize=(6, 4))
+for name, s in {"ArcFace": without, "with both regularizers": with_both}.items():
+    print(f"{name}: effective rank {effective_rank(s):.1f}")
+    axes.semilogy(s / s[0], label=name)
+axes.set(xlabel="index", ylabel="singular value / largest", ylim=(1e-3, 1.2))
+axes.legend()

@@ -8,6 +8,7 @@ memory, whole or by group. A rare group often uses fewer dimensions.
 import tempfile
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -34,3 +35,11 @@ report = measure_embeddings(path, column="embedding", group_by="source")
 for layer in report.layers:
     low, high = layer.intervals.get("effective_rank", (float("nan"),) * 2)
     print(f"{layer.name:14} {layer.value('effective_rank'):5.1f}  [{low:.1f}, {high:.1f}]")
+
+# %%
+figure, axes = plt.subplots(figsize=(6, 4))
+for layer in report.layers:
+    s = np.array(layer.spectrum)
+    axes.semilogy(np.arange(1, len(s) + 1), s / s[0], label=layer.name)
+axes.set(xlabel="index", ylabel="singular value / largest", ylim=(1e-3, 1.2))
+axes.legend()
