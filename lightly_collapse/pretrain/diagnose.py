@@ -250,12 +250,14 @@ class _DiagnosedRun:
             module.setup("fit")
             count, distinct = distinct_images(module.training_images(_TRAINING_IMAGES))
             off = module.random_steps()
-            published = module.views.published and off.keys() <= module.views.random_steps().keys()
+            # A data module of one's own may add steps; nothing of them is known but the name.
+            added = off.keys() - module.views.random_steps().keys()
+            stronger = (*module.views.stronger_steps, *sorted(added))
             evidence = replace(
                 evidence,
                 images=count,
                 distinct=distinct,
-                training=replace(evidence.training, published_views=published),
+                training=replace(evidence.training, stronger_steps=stronger),
             )
             steps = {name: {"data": {"init_args": change}} for name, change in off.items()}
         if self.choices.transform is not None:
@@ -304,7 +306,7 @@ class _DiagnosedRun:
             encoder(self.untrained),
             progress=True,
         )
-        training = replace(evidence.training, published_views=True)
+        training = replace(evidence.training, stronger_steps=())
         return replace(evidence, views=views, training=training)
 
 

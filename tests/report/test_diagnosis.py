@@ -11,7 +11,12 @@ from torchvision.transforms import Compose
 
 from lightly_collapse.report import diagnose
 from lightly_collapse.report.diagnosis import Training, conclude
-from lightly_collapse.report.diagnosis.evidence import agreement, distinct_images
+from lightly_collapse.report.diagnosis.evidence import (
+    Agreement,
+    ViewsEvidence,
+    agreement,
+    distinct_images,
+)
 from tests.helpers import normal
 
 IMAGES = torch.rand(160, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -189,13 +194,43 @@ class TestCauses:
             assert cause.detail == "gaussian"
             assert diagnosis.evidence.views.left_out["gaussian"].matched > 0.9
 
+    @pytest.mark.parametrize(
+        ("stronger", "matched", "without_noise", "blamed", "found"),
+        [
+            (None, 0.05, 0.3, "crop", True),  # nothing known: what takes most
+            (("noise",), 0.05, 0.3, "noise", True),  # the unusual step, where its loss is enough
+            (("noise",), 0.05, 0.1, "crop", True),
+            (("noise", "crop"), 0.05, 0.3, "crop", True),
+            (("noise",), 0.25, 0.36, "noise", True),  # no published views have noise
+            (("noise",), 0.39, 0.46, "crop", False),  # mild noise
+            (("crop",), 0.25, 0.3, "crop", False),  # every crop makes views differ
+            ((), 0.25, 0.36, "crop", False),
+        ],
+    )
+    def test_of_two_steps_the_unusual_one_is_to_blame(
+        self, stronger, matched, without_noise, blamed, found
+    ):
+        def of(matched):
+            return Agreement(signal=0.5, matched=matched, chance=0.004)
+
+        left_out = {"crop": of(0.5), "noise": of(without_noise)}
+        views = ViewsEvidence(of(matched), of(0.01), of(0.02), left_out)
+        evidence = replace(
+            diagnosed(encoder(), training=TRAINING).evidence,
+            views=views,
+            training=replace(TRAINING, stronger_steps=stronger),
+        )
+        cause = next(c for c in conclude(evidence, "a").causes if c.name == "augmentation")
+        assert (cause.detail, cause.found) == (blamed, found)
+        assert f"Without {blamed} it would be" in cause.measured
+
     def test_published_views_are_no_cause_of_their_own(self):
         def drowned(x):
             return torch.randn_like(x)
 
         views = {"dataset": IMAGES, "transform": MultiViewTransform([drowned] * 2)}
         evidence = diagnosed(encoder(), **views, training=TRAINING, n_images=100).evidence
-        usual = replace(evidence.training, published_views=True)
+        usual = replace(evidence.training, stronger_steps=())
         assert conclude(evidence, "a").cause.name == "augmentation"
         kept = conclude(replace(evidence, training=usual), "a")
         assert kept.cause is None

@@ -88,18 +88,24 @@ class ViewSettings:
             )
 
     @property
-    def published(self) -> bool:
-        """Whether no random step is stronger than in the published views of SimCLR and BYOL."""
+    def stronger_steps(self) -> tuple[str, ...]:
+        """The random steps that are stronger than in the published views of SimCLR and BYOL.
+
+        Examples:
+            >>> ViewSettings(noise=0.5, min_scale=0.01).stronger_steps
+            ('crop', 'noise')
+        """
         simclr = ViewSettings()
         jitter = ("brightness", "contrast", "saturation", "hue")
-        return (
-            self.min_scale >= simclr.min_scale
-            and all(self.jitter * getattr(self, n) <= getattr(simclr, n) for n in jitter)
-            and self.jitter_probability <= simclr.jitter_probability
-            and self.gray <= simclr.gray
-            and max(self.solarize) <= _SOLARIZED
-            and self.noise == 0
-        )
+        stronger = {
+            "crop": self.min_scale < simclr.min_scale,
+            "colour jitter": self.jitter_probability > simclr.jitter_probability
+            or any(self.jitter * getattr(self, n) > getattr(simclr, n) for n in jitter),
+            "gray": self.gray > simclr.gray,
+            "solarize": max(self.solarize) > _SOLARIZED,
+            "noise": self.noise > 0,
+        }
+        return tuple(name for name, is_stronger in stronger.items() if is_stronger)
 
     def random_steps(self) -> dict[str, dict[str, Any]]:
         """The random steps that are on: from a name to the settings that switch it off.

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from lightly_collapse.report.diagnosis.evidence import Evidence
+from lightly_collapse.report.diagnosis.evidence import Evidence, ViewsEvidence
 from lightly_collapse.report.diagnosis.verdict import Verdict
 
 # Set on 21 runs of the development part of the bench of runs with a known answer.
@@ -19,6 +19,9 @@ DEAD = 0.5
 """Share of dead channels in one ReLU."""
 UNMATCHED = 0.15
 """Share of images whose views are told from those of others, below which they share too little."""
+DROWNED = 4 / 3
+"""Without a step that no published views have, so much oftener views are told apart: a cause."""
+_PUBLISHED_STEPS = ("crop", "flip", "vertical flip", "colour jitter", "gray", "blur", "solarize")
 WEAK_WEIGHTS = 0.3
 """Share of singular values that a weight has lost."""
 
@@ -174,25 +177,51 @@ def _augmentation(evidence: Evidence, collapsed: bool) -> Cause:
     if views is None:
         return Cause("augmentation", title, None, "The views of the training are not known.")
     best = views.best
-    detail, without = "", ""
+    detail, without, found = "", "", best.matched < UNMATCHED
+    stronger = evidence.training.stronger_steps
     if views.left_out:
-        detail = max(views.left_out, key=lambda name: views.left_out[name].matched)
+        detail, without = _step_to_blame(views, stronger or ())
+        # Every published step makes views differ; one that no published views have must not.
         share = views.left_out[detail].matched
-        without = f" Without {detail} it would be {100 * share:.0f} %, more than without any other."
+        if detail in (stronger or ()) and detail not in _PUBLISHED_STEPS and not found:
+            found = share >= DROWNED * best.matched
+            title = f"{detail} drowns what the views of an image have in common" if found else title
     # Short trainings and small networks cannot match published views of photographs either, and
     # do well with them.
-    usual = evidence.training.published_views is True and not collapsed
+    usual = stronger == () and not collapsed
     if usual and best.matched < UNMATCHED:
         without += " No step is stronger than in the published views of SimCLR and BYOL."
     return Cause(
         "augmentation",
         title,
-        best.matched < UNMATCHED and not usual,
+        found and not usual,
         f"Two views of an image are found together in {100 * best.matched:.0f} % of the cases "
         f"(by chance {100 * best.chance:.1f} %; a cause below {100 * UNMATCHED:.0f} %); "
         f"{100 * views.trained.signal:.0f} % of the features' variance lies between images."
         + without,
         detail,
+    )
+
+
+def _step_to_blame(views: ViewsEvidence, stronger: Sequence[str]) -> tuple[str, str]:
+    """The step without which two views agree most, or an unusual one whose loss is enough.
+
+    Enough is what makes views agree that hardly do, or agree by a third more than they do.
+    """
+
+    def agreement(name: str) -> float:
+        return views.left_out[name].matched
+
+    most = max(views.left_out, key=agreement)
+    unusual = max((n for n in stronger if n in views.left_out), key=agreement, default=most)
+    enough = max(UNMATCHED, DROWNED * views.best.matched if unusual not in _PUBLISHED_STEPS else 0)
+    if unusual == most or agreement(unusual) < enough:
+        share = f"{100 * agreement(most):.0f} %"
+        return most, f" Without {most} it would be {share}, more than without any other."
+    return unusual, (
+        f" Without {unusual} it would be {100 * agreement(unusual):.0f} %, without {most} "
+        f"{100 * agreement(most):.0f} %, but {unusual} is stronger than in the published views of "
+        "SimCLR and BYOL."
     )
 
 

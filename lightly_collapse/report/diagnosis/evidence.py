@@ -72,7 +72,8 @@ class Training:
         weight_decay: of the optimizer.
         disabled: terms of the objective that the settings switch off.
         steps: number of optimizer steps that the readings cover.
-        published_views: whether its views are no stronger than published ones.
+        stronger_steps: the random steps of its views that are stronger than published ones; None
+            where they are not known.
     """
 
     method: str | None = None
@@ -82,7 +83,7 @@ class Training:
     weight_decay: float | None = None
     disabled: tuple[str, ...] = ()
     steps: int | None = None
-    published_views: bool | None = None
+    stronger_steps: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)

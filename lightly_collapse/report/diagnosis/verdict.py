@@ -51,14 +51,16 @@ class Place:
 
 
 def interval_text(layer: LayerRecord, name: str, digits: int = 1) -> str:
-    """A number with its 95 % interval, where it has one."""
+    """A number with its 95 % interval, where it has one, and what the interval is about."""
     value = layer.scalars.get(name)
     if value is None:
         return "not measurable"
     text = f"{value:.{digits}f}"
     if name in layer.intervals:
-        low, high = layer.intervals[name]
-        text += f" (95 % interval {low:.{digits}f} to {high:.{digits}f})"
+        low, high = (f"{end:.{digits}f}" for end in layer.intervals[name])
+        corrected = f"{layer.corrected.get(name, value):.{digits}f}"
+        before = "" if corrected == text else f"corrected for few rows {corrected}, "
+        text += f" ({before}95 % interval {low} to {high})"
     return text
 
 
