@@ -155,8 +155,8 @@ def pretrain(arguments: Sequence[str] | Mapping[str, Any]) -> Trainer:
     """
     if isinstance(arguments, Mapping):
         check_config(arguments)
-        parsed: list[str] | dict[str, Any] = dict(arguments)
-        given = parsed
+        given = dict(arguments)
+        parsed: list[str] | dict[str, Any] = given
     else:
         if LIST_CONFIGS in arguments:
             print("\n".join(list_configs("pretrain")))
