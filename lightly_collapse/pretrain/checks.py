@@ -81,7 +81,7 @@ def check_words(words: Sequence[str]) -> None:
         first = re.match(r"--([a-zA-Z_][\w-]*)", word)
         # The parser takes the beginning of an option's name for the name.
         if first and not any(option.startswith(first[1]) for option in OPTIONS):
-            check_choice("the option", first[1], OPTIONS)
+            check_choice("option", f"--{first[1]}", [f"--{option}" for option in OPTIONS])
     check_config(config)
     if not config.get("model"):
         raise ValueError(f"give --model, one of {', '.join(METHODS)}, or a --config that has it")

@@ -92,6 +92,7 @@ class _PretrainCLI(LightningCLI):
             ),
         ]
         settings: dict[str, Any] = {**self.config_init["trainer"], **kwargs}
+        keep_integers(settings, self._given)  # instantiating parses once more
         settings["callbacks"] = [*callbacks, *_as_list(settings.get("callbacks"))]
         settings["plugins"] = [AtomicCheckpointIO(), *_as_list(settings.get("plugins"))]
         if settings.get("logger") in (None, True):

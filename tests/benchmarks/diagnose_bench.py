@@ -87,7 +87,7 @@ def evidence_of(path: Path) -> Evidence:
             Agreement(**views[kind]) for kind in ("pixels", "untrained", "trained")
         )
         views = ViewsEvidence(pixels, untrained, trained, left_out)
-    training = {**record["training"], "disabled": tuple(record["training"]["disabled"])}
+    training = {n: tuple(v) if isinstance(v, list) else v for n, v in record["training"].items()}
     return Evidence(
         **{
             **record,
