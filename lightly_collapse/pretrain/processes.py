@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -78,25 +79,31 @@ def pretrain_apart(config: Mapping[str, Any]) -> None:
             pass_fds=lock_descriptors(config["output"]),
         )
         if done.returncode:
-            raise _first_cause(place, done.returncode)
+            error, trace = _first_cause(place, done.returncode)
+            raise error from _ProcessError(trace)
 
 
-def _first_cause(folder: Path, status: int) -> Exception:
+class _ProcessError(Exception):
+    """The traceback of another process, which `--debug` prints."""
+
+
+def _first_cause(folder: Path, status: int) -> tuple[Exception, str]:
     """The most telling of what the processes report, which the first can precede by a moment."""
     limit = time.monotonic() + _SECONDS
     while True:
         reports = [json.loads(p.read_text()) for p in sorted(folder.glob("error-*.json"))]
         for kind in _ERRORS:
-            for name, message in reports:
+            for name, message, trace in reports:
                 if name == kind.__name__:
-                    return kind(message)
+                    return kind(message), trace
         if time.monotonic() > limit or status == _INTERRUPTED:
             break
         time.sleep(0.1)
     if status == _INTERRUPTED:
         raise KeyboardInterrupt
-    told = "; ".join(f"{name}: {message}" for name, message in reports)
-    return RuntimeError(told or f"the training's first process ended with status {status}")
+    told = "; ".join(f"{name}: {message}" for name, message, _ in reports)
+    trace = "\n".join(trace for *_, trace in reports)
+    return RuntimeError(told or f"the training's first process ended with status {status}"), trace
 
 
 def _kind(error: Exception) -> str:
@@ -121,7 +128,7 @@ def main(words: Sequence[str]) -> int:
         return _INTERRUPTED
     except Exception as error:  # reported by the program that waits
         rank = os.environ.get("LOCAL_RANK", "0")
-        report = json.dumps([_kind(error), str(error)])
+        report = json.dumps([_kind(error), str(error), traceback.format_exc()])
         with suppress(OSError):  # nobody waits any more
             atomic_write(folder / f"error-{rank}.json", report.encode())
         return 1

@@ -136,8 +136,10 @@ def test_the_first_cause_is_raised(
 ) -> None:
     monkeypatch.setattr(processes, "_SECONDS", 0)
     for rank, report in enumerate(reports):
-        (tmp_path / f"error-{rank}.json").write_text(json.dumps(report))
-    error = processes._first_cause(tmp_path, 9)
+        text = json.dumps([*report, f"traceback of {report[0]}"])
+        (tmp_path / f"error-{rank}.json").write_text(text)
+    error, trace = processes._first_cause(tmp_path, 9)
+    assert ("traceback of" in trace) is bool(reports)
     assert type(error) is kind
     assert message in str(error)
 
