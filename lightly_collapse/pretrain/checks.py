@@ -76,33 +76,18 @@ def check_words(words: Sequence[str]) -> None:
     """
     if any(word.partition("=")[0] in _INFORMATION for word in words):
         return
-    config, rest = plain_config(words)
+    config, rest = split_config(words)
     for word in rest:
         first = re.match(r"--([a-zA-Z_][\w-]*)", word)
         # The parser takes the beginning of an option's name for the name.
         if first and not any(option.startswith(first[1]) for option in OPTIONS):
             check_choice("option", f"--{first[1]}", [f"--{option}" for option in OPTIONS])
+    config = merge(config, plain_settings(rest))
     check_config(config)
     if not config.get("model"):
         raise ValueError(f"give --model, one of {', '.join(METHODS)}, or a --config that has it")
     check_output("output", config.get("output", "pretrain-output") or "")
     _check_checkpoint(config)
-
-
-def plain_config(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """The configuration that a command line of `pretrain` gives, as YAML alone reads it.
-
-    Args:
-        words: after `lightly-collapse pretrain`.
-
-    Returns:
-        Files and settings merged, and the words that are no `--config`.
-
-    Raises:
-        ValueError, OSError: as `split_config`.
-    """
-    config, rest = split_config(words)
-    return merge(config, _settings(rest)), rest
 
 
 def keep_integers(parsed: Any, given: Mapping[str, Any]) -> None:
@@ -120,7 +105,7 @@ def keep_integers(parsed: Any, given: Mapping[str, Any]) -> None:
             parsed[name] = value
 
 
-def _settings(words: Sequence[str]) -> dict[str, Any]:
+def plain_settings(words: Sequence[str]) -> dict[str, Any]:
     """The configuration in `--a.b value` and `--a.b=value`; what is neither is left to the parser.
 
     `--model.x` stands for the argument x of the method, and `--model` for its name.

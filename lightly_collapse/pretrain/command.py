@@ -27,9 +27,9 @@ from lightly_collapse.pretrain.checks import (
     check_config,
     check_words,
     keep_integers,
-    plain_config,
+    plain_settings,
 )
-from lightly_collapse.pretrain.configs import LIST_CONFIGS, list_configs, split_config
+from lightly_collapse.pretrain.configs import LIST_CONFIGS, list_configs, merge, split_config
 from lightly_collapse.pretrain.data.base import PretrainData
 from lightly_collapse.pretrain.methods.base import Method
 
@@ -164,7 +164,7 @@ def pretrain(arguments: Sequence[str] | Mapping[str, Any]) -> Trainer:
             sys.exit()
         check_words(arguments)
         config, rest = split_config(arguments)
-        given, _ = plain_config(arguments)
+        given = merge(config, plain_settings(rest))
         parsed = ["--config", yaml.safe_dump(config, sort_keys=False), *rest] if config else rest
     try:
         with warnings.catch_warnings(), quiet():
