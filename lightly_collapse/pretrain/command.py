@@ -31,7 +31,10 @@ from lightly_collapse.pretrain.checks import (
 )
 from lightly_collapse.pretrain.configs import LIST_CONFIGS, list_configs, merge, split_config
 from lightly_collapse.pretrain.data.base import PretrainData
-from lightly_collapse.pretrain.methods.base import Method
+from lightly_collapse.pretrain.methods.base import DivergedError, Method
+
+DIVERGED = "diverged.txt"
+"""File of an output folder that says why a training ended whose loss was no longer finite."""
 
 
 class _PretrainCLI(LightningCLI):
@@ -140,7 +143,7 @@ def pretrain(arguments: Sequence[str] | Mapping[str, Any]) -> Trainer:
     """Pretrain an encoder as a command line or a configuration says.
 
     Writes `config.yaml`, the resolved configuration, and after every epoch `last.ckpt` into the
-    output folder.
+    output folder; `diverged.txt`, where the loss was no longer finite, says why it ended.
 
     Args:
         arguments: the words after `lightly-collapse pretrain`, or the configuration itself, as a
@@ -188,6 +191,7 @@ def _fit(cli: _PretrainCLI, folder: Path) -> None:
     trainer: Trainer = cli.trainer
     checkpoint = _checkpoint(cli, folder)
     if trainer.is_global_zero:
+        (folder / DIVERGED).unlink(missing_ok=True)
         text = cli.parser.dump(cli.config, skip_none=False)
         atomic_write(folder / "config.yaml", text.encode())
     # config.yaml, which the checkpoint folder holds by now, is this run's own.
@@ -196,6 +200,9 @@ def _fit(cli: _PretrainCLI, folder: Path) -> None:
         trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint)
     except MisconfigurationException as error:
         raise ValueError(f"trainer: {error}") from error
+    except DivergedError as error:
+        atomic_write(folder / DIVERGED, f"{error}\n".encode())
+        raise
     except SystemExit:
         # Lightning exits with status 1 when a training is interrupted.
         if trainer.interrupted:

@@ -218,7 +218,10 @@ class _DiagnosedRun:
         )
         evidence = replace(
             evidence,
-            training=_training(self.method, self.files.config, self.history),
+            training=replace(
+                _training(self.method, self.files.config, self.history),
+                diverged=self.files.diverged,
+            ),
             history=self.history,
         )
         evidence, steps = self._training_images(evidence, images)

@@ -12,7 +12,7 @@ from typing import Any
 from jsonargparse import ArgumentError, ArgumentParser
 
 from lightly_collapse.io.checkpoints import read_checkpoint
-from lightly_collapse.pretrain.command import explain
+from lightly_collapse.pretrain.command import DIVERGED, explain
 from lightly_collapse.pretrain.configs import load_config
 from lightly_collapse.pretrain.methods.base import Method
 from lightly_collapse.pretrain.renamed import check_renamed
@@ -28,11 +28,13 @@ class RunFiles:
         checkpoint: its last one.
         config: its `config.yaml`; None where there is none.
         readings: its `collapse.csv`; None where there is none.
+        diverged: why it ended, where its loss was no longer finite; else empty.
     """
 
     checkpoint: Path
     config: dict[str, Any] | None
     readings: Path | None
+    diverged: str = ""
 
 
 def find_run(path: _Path) -> RunFiles:
@@ -54,7 +56,11 @@ def find_run(path: _Path) -> RunFiles:
             place.glob("*.ckpt"), key=lambda p: (p.name == "last.ckpt", p.stat().st_mtime)
         )
         if not found:
-            raise ValueError(f"run {place} holds no checkpoint (last.ckpt or another *.ckpt)")
+            ended = _diverged(place)
+            raise ValueError(
+                f"run {place} holds no checkpoint (last.ckpt or another *.ckpt)"
+                + (f"; it ended in its first epoch: {ended}" if ended else "")
+            )
         checkpoint = found[-1]
     folder = checkpoint.parent
     config = None
@@ -70,7 +76,12 @@ def find_run(path: _Path) -> RunFiles:
             )
     tables = [folder / "collapse.csv", *sorted(folder.glob("*/collapse.csv"))]
     readings = next((table for table in tables if table.is_file()), None)
-    return RunFiles(checkpoint, config, readings)
+    return RunFiles(checkpoint, config, readings, _diverged(folder))
+
+
+def _diverged(folder: Path) -> str:
+    file = folder / DIVERGED
+    return file.read_text(encoding="utf-8").strip() if file.is_file() else ""
 
 
 def read_readings(path: _Path) -> list[dict[str, float]]:

@@ -17,12 +17,13 @@ from lightly_collapse.report.glossary import GLOSSARY
 from lightly_collapse.report.intervals import told_apart
 from lightly_collapse.report.records import LayerRecord, ModelRecord, finite_json
 
-FITTED: Mapping[str, float] = MappingProxyType({"participation_ratio": 1.07, "mlid": -10.15})
-"""Points of linear accuracy for each unit of a measure's logarithm. Fitted on SimCLR, BYOL,
-VICReg, MoCo, SimSiam and DINO by `tests.benchmarks.collapse_bench select`."""
+FITTED: Mapping[str, float] = MappingProxyType({"effective_rank": 7.9, "mlid": -7.9})
+"""Points of linear accuracy for each unit of a measure's logarithm: so many for that of the ratio of
+effective rank to mLID. Fitted on fourteen methods by `tests.benchmarks.collapse_bench select`."""
 FITTED_DIMENSIONS = (32, 64)
 """Width of the representations that it was fitted on."""
 _COLLAPSED = 0.5
+_COLLAPSED_IN_DOUBT = 0.25
 _ONE_RUN = (
     "the candidates are checkpoints of one training, among which no measure ranked well on "
     "trainings with known accuracy; there the last was the better choice"
@@ -100,8 +101,9 @@ def select(
     """Choose the model whose representation a linear probe would read best, without labels.
 
     A report whose effective rank, its interval included, is below half the median of the others'
-    has collapsed and is no candidate. The others are ranked by a weighted sum of the logarithms of
-    participation ratio and mLID. There is no answer among several checkpoints of one training,
+    (a quarter, where the interval is not to be relied on) has collapsed and is no candidate. The
+    others are ranked by the ratio of effective rank to mLID: by how many more directions the
+    features fill than they have local dimensions. There is no answer among several checkpoints of one training,
     where architectures or objectives differ, where a measure or its interval is missing or not to
     be relied on, and where the scores of the first two differ by less than their intervals. How
     often the answer was right on trainings with known accuracy is in the guide, "Choosing a
@@ -246,11 +248,12 @@ def collapsed(outputs: Mapping[str, LayerRecord]) -> dict[str, str]:
             continue
         ends = layer.intervals.get("effective_rank")
         others = median(rank for other, rank in ranks.items() if other != name)
-        if ends and "effective_rank" not in layer.doubtful and ends[1] < _COLLAPSED * others:
-            found[name] = (
-                f"its effective rank, {ranks[name]:.1f} (at most {ends[1]:.1f}), is below half the "
-                f"others', {others:.1f}"
-            )
+        rank = f"its effective rank, {ranks[name]:.1f}"
+        if ends is None or "effective_rank" in layer.doubtful:
+            if ranks[name] < _COLLAPSED_IN_DOUBT * others:
+                found[name] = f"{rank}, is below a quarter of the others', {others:.1f}"
+        elif ends[1] < _COLLAPSED * others:
+            found[name] = f"{rank} (at most {ends[1]:.1f}), is below half the others', {others:.1f}"
     return found
 
 

@@ -7,7 +7,9 @@ import torch
 import yaml
 
 from lightly_collapse.cli import main
-from lightly_collapse.pretrain.command import pretrain
+from lightly_collapse.pretrain.command import DIVERGED, pretrain
+from lightly_collapse.pretrain.diagnose import diagnose_run
+from lightly_collapse.pretrain.methods.base import DivergedError
 from lightly_collapse.pretrain.runs import find_run, read_readings
 from tests.pretrain.test_command import NARROW, SMALL
 
@@ -65,6 +67,21 @@ def test_bad_input_is_one_line(run, tmp_path, capsys):
     assert "a header and a row" in error(capsys, tmp_path / "torn")
     (tmp_path / "torn" / "config.yaml").write_text("seed_everything: 0\n")
     assert "must have `model` and `data`" in error(capsys, tmp_path / "torn")
+
+
+def test_a_run_that_ended_itself(run, tmp_path, capsys):
+    words = ["--model", "SimCLR", *NARROW, *SMALL, "--trainer.max_epochs", "1"]
+    hot = ["--model.optimizer.learning_rate", "1e30", "--model.optimizer.name", "sgd"]
+    with pytest.raises(DivergedError):
+        pretrain([*words, *hot, "--output", str(tmp_path)])
+    assert "it ended in its first epoch: SimCLR: " in error(capsys, tmp_path)
+    shutil.copy(run / "last.ckpt", tmp_path / "last.ckpt")
+    found = diagnose_run(tmp_path, images=16)
+    assert found.cause.name == "learning_rate"
+    assert "NaN" in found.cause.measured
+    (tmp_path / "last.ckpt").unlink()
+    pretrain([*words, "--output", str(tmp_path)])
+    assert not (tmp_path / DIVERGED).exists()
 
 
 def test_the_checkpoint_must_fit_the_configuration(run, tmp_path, capsys):

@@ -138,6 +138,32 @@ class TestCauses:
             "learning_rate": 1e-4
         }
 
+    @pytest.mark.parametrize(
+        ("factor", "cause"), [(0.1, "weight_decay"), (10.0, "learning_rate"), (0.5, None)]
+    )
+    def test_norms_that_are_far_off_count_where_a_third_of_the_rank_is_lost(self, factor, cause):
+        sound = diagnosed(encoder(), training=TRAINING)
+        rank = sound.evidence.report.output.scalars["effective_rank"]
+        for share, expected in ((0.68, None), (0.65, cause)):
+            report = sound.evidence.report
+            layer = replace(report.output, scalars=report.output.scalars | {
+                "effective_rank": share * rank
+            })  # fmt: skip
+            evidence = replace(
+                sound.evidence,
+                report=replace(report, layers=[layer, *report.layers[1:]]),
+                norm_ratios=dict.fromkeys(sound.evidence.norm_ratios, factor),
+            )
+            found = conclude(evidence, "a")
+            assert found.verdict.state == "none"
+            assert (found.cause and found.cause.name) == expected
+
+    def test_a_training_that_ended_itself(self):
+        known = replace(TRAINING, diverged="SimCLR: the loss is nan at step 3 of epoch 1")
+        found = diagnosed(encoder(), training=known)
+        assert found.cause.name == "learning_rate"
+        assert "the loss is nan at step 3 of epoch 1" in found.cause.measured
+
     def test_dead_units(self):
         model = encoder()
         model[3].bias.data[:12] = -100.0

@@ -8,6 +8,7 @@ import pytest
 
 from lightly_collapse.cli import main
 from lightly_collapse.report import CollapseReport, LayerRecord, select
+from lightly_collapse.report.select import FITTED
 
 SOURCE = {"model": "conv4", "objective": "SimCLR", "data": "digits"}
 SETTINGS = {"collapse_rtol": 0.01, "lid_k": 20, "seed": 0}
@@ -38,9 +39,17 @@ def test_the_interval_of_a_score_adds_those_of_its_measures_in_squares():
     assert high - low == pytest.approx(2 * 0.02 * 5)
 
 
-def test_a_lower_mlid_and_a_higher_participation_ratio_are_better():
+def test_a_lower_mlid_and_a_higher_effective_rank_are_better():
     assert select([made("a", mlid=5.0), made("b", mlid=6.0)]).chosen == "a"
-    assert select([made("a", ratio=5.0), made("b", ratio=10.0)]).chosen == "b"
+    assert select([made("a", rank=15.0), made("b", rank=20.0)]).chosen == "b"
+
+
+def test_the_score_is_that_of_the_ratio_of_both():
+    found = select([made("a"), made("b", rank=30.0, mlid=9.0), made("c", rank=15.0)])
+    scores = {c.name: c.score for c in found.ranking}
+    assert scores["a"] == pytest.approx(scores["b"])
+    points = FITTED["effective_rank"]
+    assert scores["a"] - scores["c"] == pytest.approx(points * math.log(20 / 15))
 
 
 def test_the_order_of_the_reports_does_not_matter():
@@ -72,6 +81,15 @@ def test_a_rank_whose_interval_reaches_half_the_others_is_not_called_collapsed()
     doubtful = made("b", rank=5.0)
     layer = replace(doubtful.output, doubtful={"effective_rank": "few rows"})
     assert select([made("a"), replace(doubtful, layers=[layer])]).excluded == {}
+
+
+@pytest.mark.parametrize("known", [{"effective_rank": "few rows"}, None])
+def test_a_quarter_of_the_others_rank_is_collapsed_whatever_its_interval(known):
+    thin = made("b", rank=4.9, mlid=1.0)
+    change = {"intervals": {}} if known is None else {"doubtful": known}
+    found = select([made("a"), replace(thin, layers=[replace(thin.output, **change)])])
+    assert found.chosen == "a"
+    assert "4.9, is below a quarter of the others', 20.0" in found.excluded["b"]
 
 
 def test_of_equal_rows_in_every_report_nothing_is_chosen():
@@ -163,7 +181,7 @@ def test_the_command_prints_the_answer_and_writes_it(tmp_path, capsys):
     assert main(["select", *paths, "--output", str(tmp_path / "out")]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "Keep b."
-    assert lines[1].startswith("1. b: +0.93 (")
+    assert lines[1].startswith("1. b: +0.72 (")
     assert any(line.startswith("Excluded: c, its effective rank") for line in lines)
     record = json.loads((tmp_path / "out" / "selection.json").read_text())
     assert record["chosen"] == "b"

@@ -97,6 +97,37 @@ def test_layers_within_another_are_not_judged_by_their_rank():
     assert CollapseAlarm().update(1, reading(1.0, "backbone.conv1")).layer == "backbone.conv1"
 
 
+def unused(collapsed, dimensions=80.0, rows=900.0, layer="backbone"):
+    """Readings of a layer that has had few directions from the start, too many for a point."""
+    values = {"collapsed_dimensions": collapsed, "dimensions": dimensions, "rows": rows}
+    return {f"collapse/{layer}/{n}": v for n, v in (values | {"effective_rank": 5.0}).items()}
+
+
+def test_a_representation_that_never_used_its_dimensions():
+    alarm = CollapseAlarm(smoothing=3)
+    found = [alarm.update(step, unused(74.0)) for step in range(5)]
+    assert [w and w.kind for w in found] == [None, None, "lost_dimensions", None, None]
+    assert found[2].value == pytest.approx(74 / 80)
+    assert "92% of those that 900 rows could fill" in str(found[2])
+    assert "dead" in str(found[2])
+    alarm = CollapseAlarm(smoothing=1)
+    assert alarm.update(1, unused(57.0)) is None  # 71 %
+    assert alarm.update(2, unused(58.0)).kind == "lost_dimensions"
+    assert CollapseAlarm(smoothing=1, lost_fraction=1.0).update(1, unused(79.0)) is None
+
+
+def test_dimensions_that_the_rows_cannot_fill_are_not_lost():
+    alarm = CollapseAlarm(smoothing=1)
+    assert alarm.update(1, unused(2048.0 - 99, dimensions=2048.0, rows=100.0)) is None
+    found = alarm.update(2, unused(2048.0 - 20, dimensions=2048.0, rows=100.0))
+    assert found.value == pytest.approx(79 / 99)
+
+
+def test_an_embedding_may_leave_dimensions_unused():
+    readings = unused(10.0) | unused(70.0, layer="head")
+    assert CollapseAlarm(smoothing=1).update(1, readings) is None
+
+
 def test_a_layer_of_few_dimensions_is_said_to_be_narrow():
     values = reading(1.9, "head") | {"collapse/head/dimensions": 2.0}
     assert "too narrow" in str(CollapseAlarm().update(1, values))
@@ -140,6 +171,7 @@ def test_raise_on_alarm():
         ("few_dimensions", -1.0),
         ("few_fraction", 1.0),
         ("spread_fraction", 1.0),
+        ("lost_fraction", 0.0),
     ],
 )
 def test_bad_arguments(name, value):

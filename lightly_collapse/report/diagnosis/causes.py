@@ -8,13 +8,16 @@ from statistics import median
 from lightly_collapse.report.diagnosis.evidence import Evidence, ViewsEvidence
 from lightly_collapse.report.diagnosis.verdict import Verdict
 
-# Set on 21 runs of the development part of the bench of runs with a known answer.
+# Set on 121 runs of the development part of the bench of runs with a known answer.
 FEW_DISTINCT = 0.5
 """Share of distinct training images below which duplicates are a cause."""
 LOW_RANK = (16, 0.25)
 """Width of an embedding of low rank: below this, and this share of the representation's."""
 GROWN, SHRUNK = 4.0, 0.2
 """Median norm of the weights, over that at random initialisation, of a blow-up and of a decay."""
+LESSENED = 2 / 3
+"""Share of an untrained network's effective rank below which such norms are a cause, even where the
+representation does not count as collapsed."""
 DEAD = 0.5
 """Share of dead channels in one ReLU."""
 UNMATCHED = 0.15
@@ -60,7 +63,7 @@ def find_causes(evidence: Evidence, verdict: Verdict) -> list[Cause]:
     causes = [
         _duplicates(evidence),
         _projector(evidence),
-        *_norms(evidence, collapsed),
+        *_norms(evidence, collapsed or _lessened(evidence)),
         _dead_units(evidence),
         _augmentation(evidence, collapsed),
         _weights(evidence, collapsed),
@@ -108,7 +111,13 @@ def _projector(evidence: Evidence) -> Cause:
     )
 
 
-def _norms(evidence: Evidence, collapsed: bool) -> list[Cause]:
+def _lessened(evidence: Evidence) -> bool:
+    ranks = (r.output.scalars.get("effective_rank") for r in (evidence.report, evidence.untrained))
+    rank, random_rank = ranks
+    return rank is not None and random_rank is not None and rank < LESSENED * random_rank
+
+
+def _norms(evidence: Evidence, lessened: bool) -> list[Cause]:
     ratios = [r for r in evidence.norm_ratios.values() if math.isfinite(r)]
     high = "the weights have blown up: the learning rate is too high"
     low = "the weights have shrunk: the weight decay is too high"
@@ -117,7 +126,8 @@ def _norms(evidence: Evidence, collapsed: bool) -> list[Cause]:
         return [Cause("weight_decay", low, None, none), Cause("learning_rate", high, None, none)]
     infinite = len(ratios) < len(evidence.norm_ratios)
     dropped = bool(evidence.report.output.scalars.get("dropped"))
-    diverged = infinite or dropped or _diverged(evidence.history)
+    ended = evidence.training.diverged
+    diverged = infinite or dropped or bool(ended) or _diverged(evidence.history)
     ratio = median(ratios) if ratios else math.inf
     training = evidence.training
     known = ", ".join(
@@ -134,14 +144,15 @@ def _norms(evidence: Evidence, collapsed: bool) -> list[Cause]:
     )
     return [
         Cause(
-            "weight_decay", low, collapsed and ratio < SHRUNK, f"{text}; a cause below {SHRUNK:g}."
+            "weight_decay", low, lessened and ratio < SHRUNK, f"{text}; a cause below {SHRUNK:g}."
         ),
         Cause(
             "learning_rate",
             high,
-            diverged or (collapsed and ratio > GROWN),
+            diverged or (lessened and ratio > GROWN),
             f"{text}; a cause above {GROWN:g}"
-            + (", or where values are no longer finite, as here." if diverged else "."),
+            + (", or where values are no longer finite, as here." if diverged else ".")
+            + (f" The training ended by itself: {ended}." if ended else ""),
         ),
     ]
 

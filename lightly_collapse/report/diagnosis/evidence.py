@@ -74,6 +74,7 @@ class Training:
         steps: number of optimizer steps that the readings cover.
         stronger_steps: the random steps of its views that are stronger than published ones; None
             where they are not known.
+        diverged: what is known of its end, where its loss was no longer finite; else empty.
     """
 
     method: str | None = None
@@ -84,6 +85,7 @@ class Training:
     disabled: tuple[str, ...] = ()
     steps: int | None = None
     stronger_steps: tuple[str, ...] | None = None
+    diverged: str = ""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from lightly.loss import DINOLoss
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightly_collapse.pretrain.methods import BYOL, DINO, NNBYOL, SimSiam
+from lightly_collapse.pretrain.methods import BYOL, DINO, IBOT, NNBYOL, SimSiam
 from lightly_collapse.pretrain.methods.base import Step
 
 
@@ -96,6 +96,46 @@ class DINOWithFault(DINO):
             teacher_temp=temperature,
             center_momentum=0.9 if centred else 1.0,
         )
+
+
+class IBOTWithoutCentring(IBOT):
+    """iBOT whose centres do not follow the teacher's mean.
+
+    Args:
+        kwargs: see `IBOT`.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        for criterion in (self.criterion, self.patch_criterion):
+            criterion.center.momentum = 1.0
+
+
+class ChangedLater(pl.Callback):
+    """Another learning rate or weight decay from some step on, as after a mistaken restart.
+
+    Args:
+        after: share of the steps after which it changes.
+        learning_rate: factor of the scheduled one.
+        weight_decay: the new one; None leaves it.
+    """
+
+    def __init__(
+        self, after: float, learning_rate: float = 1.0, weight_decay: float | None = None
+    ) -> None:
+        self.after, self.learning_rate, self.weight_decay = after, learning_rate, weight_decay
+
+    @override
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Set it; the scheduler writes its own learning rate again after the step."""
+        if trainer.global_step < self.after * trainer.estimated_stepping_batches:
+            return
+        for group in optimizer.param_groups:
+            group["lr"] *= self.learning_rate
+            if self.weight_decay is not None:
+                group["weight_decay"] = self.weight_decay
 
 
 class DeadUnits(pl.Callback):

@@ -133,7 +133,7 @@ def rank_of(checkpoint: Mapping[str, Any]) -> float:
 
 def head_of(record: Mapping[str, Any]) -> str:
     """The layer whose output the loss acts on."""
-    return "student.layers" if record["method"] == "DINO" else "head"
+    return "student.layers" if record["method"] in ("DINO", "IBOT") else "head"
 
 
 def at_end(record: Mapping[str, Any], measure: str) -> float:

@@ -13,11 +13,10 @@ from lightly_collapse.report.intervals import unreliable
 from lightly_collapse.report.records import LayerRecord, ModelRecord
 from lightly_collapse.report.select import FITTED, Selection, collapsed, features, select
 
-MEASURES = tuple(FITTED)
+MEASURES = ("effective_rank", "mlid")
 HALF_WIDTHS = {"effective_rank": 0.016, "participation_ratio": 0.056, "mlid": 0.033}
 """Of the 95 % intervals of the logarithms: medians over the last checkpoints of 54 trainings on
 digits. The bench's own reports have no intervals."""
-_RIDGE = 0.1
 _LEAST = 2
 
 
@@ -109,31 +108,27 @@ def _with_intervals(layer: LayerRecord) -> LayerRecord:
 
 
 def fit(found: Sequence[Group]) -> dict[str, float]:
-    """Weights by ridge regression of accuracy on the measures, both from the mean of their group.
+    """Points of accuracy for each unit of log(effective rank / mLID), by least squares.
 
-    Of groups of several trainings, each counts the same. Collapsed reports and those of which a
-    measure is not known are left out.
+    Both are taken from the mean of their group; of groups of several trainings, each counts the
+    same. Collapsed reports and those of which a measure is not known are left out.
     """
-    found = [group for group in found if not group.one_run]
-    size = len(MEASURES)
-    square, product = np.zeros((size, size)), np.zeros(size)
-    for group in found:
+    square, product = [], []
+    for group in (g for g in found if not g.one_run):
         gone = collapsed({report.name: report.output for report in group.reports})
         rows = [
-            (values, group.accuracy[report.name])
+            (rank - mlid, group.accuracy[report.name])
             for report in group.reports
-            if report.name not in gone and (values := features(report.output, MEASURES)) is not None
+            if report.name not in gone and (known := features(report.output, MEASURES)) is not None
+            for rank, mlid in (known,)
         ]
         if len(rows) < _LEAST:
             continue
-        x, y = np.array([r[0] for r in rows]), np.array([r[1] for r in rows])
-        x, y = x - x.mean(axis=0), y - y.mean()
-        square += x.T @ x / len(x) / len(found)
-        product += x.T @ y / len(x) / len(found)
-    scale = np.sqrt(np.diag(square))
-    square, product = square / np.outer(scale, scale), product / scale
-    solved = np.linalg.solve(square + _RIDGE * np.eye(size), product) / scale
-    return {name: float(w) for name, w in zip(MEASURES, solved, strict=True)}
+        x, y = (np.array(column) - np.mean(column) for column in zip(*rows, strict=True))
+        square.append(np.mean(x * x))
+        product.append(np.mean(x * y))
+    points = float(np.sum(product) / np.sum(square))
+    return {"effective_rank": points, "mlid": -points}
 
 
 def choices(

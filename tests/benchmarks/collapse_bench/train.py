@@ -23,6 +23,7 @@ from lightly_collapse.pretrain.configs import merge
 from lightly_collapse.pretrain.evaluate import measure_on
 from lightly_collapse.pretrain.methods.base import DivergedError
 from tests.benchmarks.collapse_bench.data import BenchCIFAR10, BenchDigits
+from tests.benchmarks.collapse_bench.outcomes import head_of
 from tests.benchmarks.collapse_bench.runs import Run
 
 READINGS = 24
@@ -98,9 +99,9 @@ def images_of(run: Run, cifar10: str) -> BenchDigits | BenchCIFAR10:
 def _surroundings(
     run: Run, config: dict[str, Any], folder: Path, steps: int, every: int
 ) -> dict[str, Any]:
-    head = "student.layers" if run.method == "DINO" else "head"
-    layers = ["backbone", head]
-    if config["model"]["init_args"].get("projector") == "none":
+    layers = ["backbone", head_of({"method": run.method})]
+    without = config["model"]["init_args"].get("projector") == "none" or run.method == "DirectCLR"
+    if without:
         layers.remove("head")
     callbacks = [
         *config["trainer"].get("callbacks", []),
