@@ -23,7 +23,6 @@ _ROWS_AT_ONCE = 1024
 
 # Metrics of one compute group hold the same sample: its neighbours are sought once.
 _NEIGHBORS: MutableMapping[Tensor, tuple[Tensor, Tensor]] = WeakTensorKeyDictionary()
-_SPARE = 12  # neighbours more than are asked for: those that step in where a part is left out
 
 
 class ReservoirMetric(MergeableMetric):
@@ -142,7 +141,9 @@ class ReservoirMetric(MergeableMetric):
         return self.neighbors(k)[0][:, :k]
 
     def neighbors(self, k: int) -> tuple[Tensor, Tensor]:
-        """Distances and rows of the nearest others of the sampled rows: `k` and a few spare ones.
+        """Distances and rows of the nearest others of the sampled rows: `k` and many spare ones.
+
+        So many that of almost every row `k` are in any half of the rows.
 
         Raises:
             ValueError: if the sample has no more than `k` rows.
@@ -153,7 +154,7 @@ class ReservoirMetric(MergeableMetric):
         found = _NEIGHBORS.get(x)
         if found is None or found[0].shape[1] < k:
             own = torch.arange(x.shape[0], device=x.device)
-            found = nearest_neighbors(x, x, min(k + _SPARE, x.shape[0] - 1), exclude=own)
+            found = nearest_neighbors(x, x, min(3 * k + 4, x.shape[0] - 1), exclude=own)
             _NEIGHBORS[x] = found
         return found
 

@@ -6,18 +6,21 @@ that are positive: pseudo-values correct the bias to first order, and their spre
 interval by Student's t. Participation ratio: the same of an estimate that has no bias, see
 `EmbeddingSketch.corrected_participation_ratio`. TwoNN: the same over parts of the sampled rows, the
 neighbours fixed, after its correction for few rows. mLID: about its value after the correction for
-few neighbours, over parts that are left out as rows and as neighbours of the others. Rows share
-neighbours, so that with fixed ones its interval would be too short, by up to 40 % in a simulation;
-this one is too long, by 15 to 60 %, since the jackknife counts interactions of rows twice.
-Uniformity: over blocks of rows left out of all pairs.
+few neighbours, from balanced half-samples (McCarthy 1969, "Pseudo-replication: half samples", Rev.
+Int. Statistical Institute 37), each with neighbours among its own rows. Rows share neighbours, so
+that with fixed ones the interval would be too short, by up to 40 % in a simulation, and by a
+jackknife, which counts interactions of rows twice, too long, by 15 to 60 %; the two halves of a
+split share nothing. Uniformity: over blocks of rows left out of all pairs.
 """
 
 import math
 from collections.abc import Sequence
 from contextlib import suppress
+from statistics import fmean
 from typing import NamedTuple
 
 import torch
+from scipy.linalg import hadamard
 from scipy.special import stdtrit
 from torch import Tensor
 
@@ -32,6 +35,7 @@ from lightly_collapse.metrics import EmbeddingSketch
 
 _CONFIDENCE = 0.95
 _PARTS = 20
+_BALANCED = torch.from_numpy(hadamard(32)[1:] > 0)  # 31 splits of 32 parts, any two independent
 _ROWS_A_DIMENSION = 8
 _FEWEST_ROWS = 40  # two a block
 _GAP = 1.5  # of an eigenvalue to the next
@@ -197,22 +201,48 @@ def told_apart(name: str, one: Sequence[float], other: Sequence[float]) -> bool:
     return abs((a + b) - (c + d)) > math.hypot(b - a, d - c)
 
 
+def half_sample_interval(value: float, halves: Sequence[tuple[float, float]]) -> Interval | None:
+    """The interval of a positive measure from its values in both halves of balanced splits.
+
+    The logarithms of independent halves of n / 2 rows differ with twice the variance of one, which
+    is about twice that of all n rows: the mean of (a - b)^2 / 4 over the splits. Where the measure
+    is a mean of rows and the splits are balanced, this is the variance between the parts that they
+    are made of, of so many degrees of freedom as there are splits.
+
+    Args:
+        value: the measure of all rows.
+        halves: of both halves of every split.
+
+    Returns:
+        The interval about the value; None where a value is not positive and finite.
+    """
+    values = [value, *(v for pair in halves for v in pair)]
+    if not all(0 < v < math.inf for v in values):
+        return None
+    variance = fmean((math.log(a) - math.log(b)) ** 2 / 4 for a, b in halves)
+    half = float(stdtrit(len(halves), 0.5 + _CONFIDENCE / 2)) * math.sqrt(variance)
+    return Interval(value * math.exp(-half), value * math.exp(half))
+
+
 def _of_neighbors(sketch: EmbeddingSketch) -> dict[str, Interval | None]:
     x = sketch.sample
     k = min(sketch.lid_k, len(x) - 1)
     distances, rows = sketch.neighbors(k)
     # Rows of the sample come by ascending draw: any pattern of positions is a random one.
-    part = torch.arange(len(x)) % _PARTS
+    part = torch.arange(len(x))
 
-    def nearest(left_out: int) -> Tensor:
-        """Distances of the other rows to their k nearest among themselves."""
-        kept = part != left_out
+    def nearest(kept: Tensor) -> Tensor:
+        """Distances of some rows to their k nearest among themselves."""
         there = kept[rows[kept]]
         rank = there.cumsum(dim=1)
-        if int(rank[:, -1].min()) >= k:
-            return distances[kept][there & (rank <= k)].view(-1, k)
-        z = x[kept]  # the spare neighbours do not suffice
-        return nearest_neighbors(z, z, k, exclude=torch.arange(len(z)))[0]
+        few = rank[:, -1] < k
+        found = distances.new_empty(len(there), k)
+        found[~few] = distances[kept][~few][(there & (rank <= k))[~few]].view(-1, k)
+        if few.any():  # the spare neighbours do not suffice
+            own = few.nonzero().squeeze(1)
+            z = x[kept]
+            found[own] = nearest_neighbors(z[own], z, k, exclude=own)[0].to(found.dtype)
+        return found
 
     def mlid(r: Tensor) -> float:
         return mlid_corrected(float(geometric_mean(lid_mom_from_distances(r))), k)
@@ -223,15 +253,12 @@ def _of_neighbors(sketch: EmbeddingSketch) -> dict[str, Interval | None]:
     found: dict[str, Interval | None] = {}
     # Among few rows all that remain may have their two nearest at one distance.
     with suppress(ValueError):
-        left_out = [two_nn(part != i) for i in range(_PARTS)]
+        left_out = [two_nn(part % _PARTS != i) for i in range(_PARTS)]
         found["two_nn"] = jackknife_interval(two_nn(part >= 0), left_out, logarithmic=True)
-    if k < len(x) - -(-len(x) // _PARTS):  # else without a part there are not k others
-        found["mlid"] = jackknife_interval(
-            mlid(distances[:, :k]),
-            [mlid(nearest(i)) for i in range(_PARTS)],
-            logarithmic=True,
-            corrected=False,
-        )
+    if k < len(x) // 2:  # else a row of a half has not k others
+        splits = [half[part % len(half)] for half in _BALANCED]
+        halves = [(mlid(nearest(split)), mlid(nearest(~split))) for split in splits]
+        found["mlid"] = half_sample_interval(mlid(distances[:, :k]), halves)
     return found
 
 

@@ -18,8 +18,8 @@ from lightly_collapse.report.intervals import told_apart
 from lightly_collapse.report.records import LayerRecord, ModelRecord, finite_json
 
 FITTED: Mapping[str, float] = MappingProxyType({"effective_rank": 7.9, "mlid": -7.9})
-"""Points of linear accuracy for each unit of a measure's logarithm: so many for that of the ratio of
-effective rank to mLID. Fitted on fourteen methods by `tests.benchmarks.collapse_bench select`."""
+"""Points of linear accuracy for each unit of a measure's logarithm, here of the ratio of effective
+rank to mLID. Fitted on fourteen methods by `tests.benchmarks.collapse_bench select`."""
 FITTED_DIMENSIONS = (32, 64)
 """Width of the representations that it was fitted on."""
 _COLLAPSED = 0.5
@@ -103,11 +103,11 @@ def select(
     A report whose effective rank, its interval included, is below half the median of the others'
     (a quarter, where the interval is not to be relied on) has collapsed and is no candidate. The
     others are ranked by the ratio of effective rank to mLID: by how many more directions the
-    features fill than they have local dimensions. There is no answer among several checkpoints of one training,
-    where architectures or objectives differ, where a measure or its interval is missing or not to
-    be relied on, and where the scores of the first two differ by less than their intervals. How
-    often the answer was right on trainings with known accuracy is in the guide, "Choosing a
-    checkpoint".
+    features fill than they have local dimensions. There is no answer among several checkpoints of
+    one training, where architectures or objectives differ, where a measure or its interval is
+    missing or not to be relied on, and where the scores of the first two differ by less than their
+    intervals. How often the answer was right on trainings with known accuracy is in the guide,
+    "Choosing a checkpoint".
 
     Args:
         reports: two or more of `lightly-collapse measure`, of the same images, or paths of them.

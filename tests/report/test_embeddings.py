@@ -1,9 +1,11 @@
 """Embeddings measured in one pass: from arrays, data sets and files, in groups, with intervals."""
 
 import json
+import math
 
 import numpy as np
 import pytest
+import scipy
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -16,6 +18,7 @@ from lightly_collapse.report.embeddings import measure_embeddings
 from lightly_collapse.report.intervals import (
     Interval,
     estimates_of,
+    half_sample_interval,
     jackknife_interval,
     told_apart,
 )
@@ -237,37 +240,60 @@ def test_uniformity_without_a_block_is_that_of_the_others(z):
     assert found["uniformity"] == pytest.approx(jackknife_interval(value, left_out), rel=1e-6)
 
 
-def test_mlid_without_a_part_is_that_of_the_others(z):
-    """The part is left out as rows and as neighbours, and others take its place."""
+def expected_mlid_interval(sketch, k):
+    """From the definition: neighbours sought anew in both halves of every split."""
+
+    def mlid(z):
+        return mlid_corrected(float(functional.geometric_mean(functional.lid_mom(z, k=k))), k)
+
+    x = sketch.sample
+    halves = []
+    for signs in scipy.linalg.hadamard(32)[1:]:
+        one = torch.tensor([signs[i % 32] > 0 for i in range(len(x))])
+        halves.append((mlid(x[one]), mlid(x[~one])))
+    value = mlid_corrected(sketch.compute().scalars["mlid"], k)
+    square = sum(math.log(a / b) ** 2 / 4 for a, b in halves) / 31
+    half = scipy.stats.t.ppf(0.975, 31) * square**0.5
+    return value * math.exp(-half), value * math.exp(half)
+
+
+def test_mlid_of_halves_is_that_of_their_own_rows(z):
     sketch = EmbeddingSketch(lid_size=ROWS, lid_k=8)
     sketch.update(z, torch.arange(ROWS))
-    parts = torch.arange(ROWS) % 20
-    lid = [functional.lid_mom(sketch.sample[parts != i], k=8) for i in range(20)]
-    left_out = [mlid_corrected(float(functional.geometric_mean(part)), 8) for part in lid]
-    scalars = sketch.compute().scalars
-    value = mlid_corrected(scalars["mlid"], 8)
-    expected = jackknife_interval(value, left_out, logarithmic=True, corrected=False)
-    assert estimates_of(sketch, scalars)[0]["mlid"] == pytest.approx(expected, rel=1e-6)
+    found = estimates_of(sketch, sketch.compute().scalars)[0]["mlid"]
+    assert found == pytest.approx(expected_mlid_interval(sketch, 8), rel=1e-6)
 
 
-def test_mlid_where_a_part_holds_more_neighbours_than_are_spare():
-    """Every 20th row of the sample is in one place, and has the 19 others for neighbours."""
+def test_mlid_where_a_half_holds_none_of_the_known_neighbours():
+    """The parts 0, 2 and 4 are in one place with one row of part 1, which splits leave alone."""
     g = torch.Generator().manual_seed(0)
     z = torch.randn(ROWS, WIDTH, generator=g)
     first = EmbeddingSketch(lid_size=ROWS, lid_k=4)
     first.update(z, torch.arange(ROWS))
     order = (first.sample[:, None] == z).all(dim=2).int().argmax(dim=1)  # by ascending draw
-    z[order[::20]] = 1e-3 * torch.randn(ROWS // 20, WIDTH, generator=g)
+    parts = torch.arange(ROWS) % 32
+    z[order[(parts == 0) | (parts == 2) | (parts == 4)]] *= 1e-3
+    z[order[1]] *= 1e-3
     sketch = EmbeddingSketch(lid_size=ROWS, lid_k=4)
     sketch.update(z, torch.arange(ROWS))
-    scalars = sketch.compute().scalars
-    with_all, _ = sketch.neighbors(4)
-    assert with_all.shape[1] < ROWS // 20
-    lid = [functional.lid_mom(sketch.sample[torch.arange(ROWS) % 20 != i], k=4) for i in range(20)]
-    left_out = [mlid_corrected(float(functional.geometric_mean(part)), 4) for part in lid]
-    value = mlid_corrected(scalars["mlid"], 4)
-    expected = jackknife_interval(value, left_out, logarithmic=True, corrected=False)
-    assert estimates_of(sketch, scalars)[0]["mlid"] == pytest.approx(expected, rel=1e-6)
+    _, rows = sketch.neighbors(4)
+    assert set((rows[1] % 32).tolist()) == {0, 2, 4}
+    found = estimates_of(sketch, sketch.compute().scalars)[0]["mlid"]
+    assert found == pytest.approx(expected_mlid_interval(sketch, 4), rel=1e-6)
+
+
+def test_half_samples_of_a_mean_are_the_variance_between_parts():
+    """Balanced splits: the mean square of a contrast is the variance of 32 parts' means."""
+    g = torch.Generator().manual_seed(0)
+    parts = torch.randn(32, generator=g, dtype=torch.float64)
+    splits = torch.from_numpy(scipy.linalg.hadamard(32)[1:] > 0)
+    halves = [(float(parts[s].mean().exp()), float(parts[~s].mean().exp())) for s in splits]
+    low, high = half_sample_interval(float(parts.mean().exp()), halves)
+    half = scipy.stats.t.ppf(0.975, 31) * float(parts.std()) / 32**0.5
+    assert math.log(high / low) / 2 == pytest.approx(half)
+    assert math.sqrt(low * high) == pytest.approx(float(parts.mean().exp()))
+    assert half_sample_interval(1.0, [(1.0, 0.0)]) is None
+    assert half_sample_interval(1.0, [(1.0, float("nan"))]) is None
 
 
 def test_intervals_that_do_not_hold_are_named(z):

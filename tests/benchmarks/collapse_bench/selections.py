@@ -11,7 +11,7 @@ import numpy as np
 
 from lightly_collapse.report.intervals import unreliable
 from lightly_collapse.report.records import LayerRecord, ModelRecord
-from lightly_collapse.report.select import FITTED, Selection, collapsed, features, select
+from lightly_collapse.report.select import Selection, collapsed, features, select
 
 MEASURES = ("effective_rank", "mlid")
 HALF_WIDTHS = {"effective_rank": 0.016, "participation_ratio": 0.056, "mlid": 0.033}
