@@ -1,13 +1,15 @@
 """Backbones by name: torchvision's models, scaled ResNets and ViTs, and timm's models."""
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.models.vision_transformer import VisionTransformer
+from typing_extensions import override
 
 from lightly_collapse._names import check_arch
 from lightly_collapse.io.conv4 import Conv4
@@ -103,6 +105,14 @@ class _ViT(VisionTransformer):  # type: ignore[misc]
         )
         self.feature_dim = hidden
         self.heads = nn.Identity()
+
+    @override
+    def forward(self, x: Tensor, encode: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """The class token, or what `encode` makes of the images: all tokens, some of them hidden.
+
+        So that hooks on the backbone see what a method with masks trains.
+        """
+        return super().forward(x) if encode is None else encode(x)
 
 
 def create_backbone(arch: str | BackboneSettings, **options: Any) -> nn.Module:

@@ -68,6 +68,7 @@ def flatten(content: Mapping[Any, Any]) -> dict[str, Tensor]:
     `{"state_dict": {...}}` and other plain containers add nothing to the names,
     `{"student": {...}, "teacher": {...}}` add theirs. Of weights averaged by Lightning's
     `WeightAveraging` the current ones keep their names and the average comes under `averaged.`.
+    Single numbers of callbacks, such as the score of the best checkpoint, are left out too.
 
     Args:
         content: what was read from a file.
@@ -86,7 +87,8 @@ def flatten(content: Mapping[Any, Any]) -> dict[str, Tensor]:
             "model": content["current_model_state"],
             "averaged": content.get("state_dict"),
         }
-    return _flatten(content, 0)
+    flat = _flatten(content, 0)
+    return {n: t for n, t in flat.items() if t.ndim or not n.startswith("callbacks.")}
 
 
 def _flatten(content: Mapping[Any, Any], depth: int) -> dict[str, Tensor]:

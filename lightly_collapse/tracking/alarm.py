@@ -94,7 +94,9 @@ class CollapseAlarm:
     - `lost_layer`: it was measured before and is missing from `patience` readings in a row;
     - `not_finite`: more than `dropped_fraction` of its rows hold NaN or inf.
 
-    The first layer that is measured is taken for the representation, further ones for embeddings.
+    One layer is taken for the representation, others for embeddings. By default it is the first
+    that is measured; trackers name the first that they were given, be it measured or not. Parts of
+    it, such as class and patch tokens, are representations too.
     Rows of a representation may share most of their direction in healthy trainings, as after
     the last normalization of a Vision Transformer, so its directions count only where its rank is
     down to half of its highest. An embedding's rank falls in healthy trainings as well, to a third
@@ -179,13 +181,17 @@ class CollapseAlarm:
         self.raise_on_alarm = raise_on_alarm
         self.stop_on_alarm = stop_on_alarm
         self._layers: dict[str, _History] = {}
+        self._representation: str | None = None
 
-    def update(self, step: int, readings: Mapping[str, float]) -> CollapseWarning | None:
+    def update(
+        self, step: int, readings: Mapping[str, float], representation: str | None = None
+    ) -> CollapseWarning | None:
         """Take in the readings of a step.
 
         Args:
             step: number of optimizer steps.
             readings: by name, `collapse/<layer>/<metric>`; other names are passed over.
+            representation: name of the layer that is the representation.
 
         Returns:
             The first warning, of the gravest kind, or None.
@@ -199,6 +205,10 @@ class CollapseAlarm:
             if name.startswith(_PREFIX) and layer and metric:
                 layers.setdefault(layer, {})[metric] = value
         outer = [x for x in layers if not any(x.startswith(f"{other}.") for other in layers)]
+        if representation is not None:
+            self._representation = representation
+        elif self._representation is None and outer:
+            self._representation = outer[0]
         found = []
         for layer in dict.fromkeys([*self._layers, *layers]):
             history = self._layers.setdefault(layer, _History())
@@ -209,7 +219,8 @@ class CollapseAlarm:
                 history.missing = 0
                 warnings = self._not_finite(step, layer, given)
                 if layer in outer:
-                    warnings += self._judge(step, layer, history, given, layer == outer[0])
+                    main = f"{layer}.".startswith(f"{self._representation}.")
+                    warnings += self._judge(step, layer, history, given, main)
             found += [w for w in warnings if w.kind not in history.reported]
             history.reported = {w.kind for w in warnings}
         if not found:

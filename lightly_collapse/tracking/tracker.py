@@ -262,7 +262,7 @@ def watched(
         return
     raised: CollapseError | None = None
     try:
-        warning = alarm.update(step, readings)
+        warning = alarm.update(step, readings, collector.layers[0])
     except CollapseError as error:
         raised, cause = error, error.__cause__
         warning = cause if isinstance(cause, CollapseWarning) else None

@@ -77,6 +77,11 @@ def test_what_is_flattened_and_what_is_left_out():
         "epoch": 3,
     }
     assert set(flatten(content)) == {"w", "model.w", "student.w"}
+    saved = {"ModelCheckpoint": {"kth_value": torch.tensor(0.5)}, "EMA": {"w": torch.ones(2)}}
+    assert set(flatten({"state_dict": {"w": torch.ones(2)}, "callbacks": saved})) == {
+        "w",
+        "callbacks.EMA.w",
+    }
     endless = {"w": w}
     endless["model"] = endless
     assert "w" in flatten(endless)

@@ -128,6 +128,20 @@ def test_an_embedding_may_leave_dimensions_unused():
     assert CollapseAlarm(smoothing=1).update(1, readings) is None
 
 
+def test_without_the_representation_the_other_layers_are_no_representation():
+    alarm = CollapseAlarm(smoothing=1)
+    assert alarm.update(1, unused(70.0, layer="head"), representation="backbone") is None
+    assert CollapseAlarm(smoothing=1).update(1, unused(70.0, layer="head")) is not None
+
+
+def test_class_and_patch_tokens_are_representations():
+    for part in ("cls", "patch"):
+        readings = unused(10.0, layer="backbone.cls") | unused(10.0, layer="backbone.patch")
+        readings |= unused(70.0, layer=f"backbone.{part}")
+        found = CollapseAlarm(smoothing=1).update(1, readings, representation="backbone")
+        assert (found.kind, found.layer) == ("lost_dimensions", f"backbone.{part}")
+
+
 def test_a_layer_of_few_dimensions_is_said_to_be_narrow():
     values = reading(1.9, "head") | {"collapse/head/dimensions": 2.0}
     assert "too narrow" in str(CollapseAlarm().update(1, values))

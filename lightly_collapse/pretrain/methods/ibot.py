@@ -88,7 +88,7 @@ class IBOT(DINO):
             seen = teacher.encode(images)
             targets = self.teacher(seen[:, 0])
             patch_targets = self.teacher(seen[hidden])
-        tokens = student.encode(images, mask=hidden)
+        tokens = self.backbone(images, lambda x: student.encode(x, mask=hidden))
         self._expect_finite("the representation holds NaN or inf", tokens)
         features = [*tokens[:, 0].chunk(2), *(self.encode(view) for view in views[2:])]
         temperature = self.temperature_now()

@@ -83,7 +83,7 @@ class MAE(Method):
         keep, mask = utils.random_token_mask(
             size=(len(images), vit.seq_length), mask_ratio=self.mask_ratio, device=images.device
         )
-        encoded = self._masked[0].encode(images, idx_keep=keep)
+        encoded = self.backbone(images, lambda x: self._masked[0].encode(x, idx_keep=keep))
         tokens = utils.repeat_token(self.mask_token, (len(images), vit.seq_length))
         visible = self.decoder.embed(encoded)
         tokens = utils.set_at_index(tokens.type_as(visible), keep, visible)
