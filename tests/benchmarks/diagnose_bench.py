@@ -53,8 +53,7 @@ def measure_all(options: argparse.Namespace) -> None:
     todo = [
         str(path.parent)
         for path in sorted(Path(options.runs).glob("*/run.json"))
-        if not (path.parent / NAME).exists()
-        and options.part in ("", part_of(json.loads(path.read_text())["method"]))
+        if not (path.parent / NAME).exists() and options.part in ("", part_of(path.parent.name))
     ]
     with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
         for future in as_completed([pool.submit(measure, folder) for folder in todo]):
@@ -110,7 +109,7 @@ def score(options: argparse.Namespace) -> None:
     right: dict[str, list[bool]] = {"collapsed": [], "healthy": []}
     for path in sorted(root.glob(f"*/{NAME}")):
         run = json.loads((path.parent / "run.json").read_text())
-        if options.part not in ("", part_of(run["method"])):
+        if options.part not in ("", part_of(run["name"])):
             continue
         evidence = evidence_of(path)
         diagnosis = conclude(evidence, run["name"])

@@ -1,4 +1,4 @@
-"""More runs of the development part: other methods, widths, learning rates, lengths and seeds."""
+"""Runs of eight methods, with widths, learning rates, lengths and seeds of their own."""
 
 from collections.abc import Iterator, Mapping
 from itertools import zip_longest
@@ -69,7 +69,7 @@ _COMMON: list[tuple[str, list[tuple[str, _Changes]]]] = [
     ),
 ]
 _NARROW = ("projector", "output of 2", model_changes(output_dim=2))
-_OWN: dict[str, list[tuple[str, str, _Changes]]] = {
+OWN: dict[str, list[tuple[str, str, _Changes]]] = {
     "BarlowTwins": [
         ("objective", "no redundancy term", model_changes(redundancy=0.0)),
         _NARROW,
@@ -95,7 +95,7 @@ def _of(method: str, shift: int) -> Iterator[Run]:
     first, second = ("digits", "conv4"), _SECOND[shift % len(_SECOND)]
     width = _BACKBONES["conv4"][shift % 2]
     common = [_COMMON[(j + 2 * shift) % len(_COMMON)] for j in range(len(_COMMON))]
-    faults = [*_OWN[method]]
+    faults = [*OWN[method]]
     for j, (cause, forms) in enumerate(common):
         faults.append((cause, *forms[(j + shift) % len(forms)]))
     # A Vision Transformer has no ReLU.

@@ -13,6 +13,12 @@ from lightly_collapse.pretrain.methods import BYOL, DINO, IBOT, NNBYOL, SimSiam
 from lightly_collapse.pretrain.methods.base import Step
 
 
+def callback_changes(name: str, **settings: Any) -> dict[str, Any]:
+    """Settings that add a callback of this module to a run."""
+    callback = {"class_path": f"{__name__}.{name}", "init_args": settings}
+    return {"trainer": {"callbacks": [callback]}}
+
+
 class BYOLWithoutPredictor(BYOL):
     """BYOL whose projection itself is compared with the momentum encoder's.
 

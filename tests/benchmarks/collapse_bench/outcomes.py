@@ -52,7 +52,7 @@ def read_runs(output: Path, part: str | None = None) -> list[dict[str, Any]]:
         ValueError: if there is none.
     """
     records = [json.loads(path.read_text()) for path in sorted(output.glob("*/run.json"))]
-    records = [r for r in records if part in (None, part_of(r["method"]))]
+    records = [r for r in records if part in (None, part_of(r["name"]))]
     if not records:
         raise ValueError(f"{output} must hold finished runs, found none")
     return records

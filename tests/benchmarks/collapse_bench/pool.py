@@ -10,10 +10,11 @@ from pathlib import Path
 import torch
 
 from tests.benchmarks.collapse_bench.data import prepare_cifar10
+from tests.benchmarks.collapse_bench.drawn import drawn_runs
 from tests.benchmarks.collapse_bench.eight_methods import eight_methods_runs
+from tests.benchmarks.collapse_bench.five_methods import five_methods_runs
 from tests.benchmarks.collapse_bench.runs import Run, first_runs
 from tests.benchmarks.collapse_bench.train import quiet, train
-from tests.benchmarks.collapse_bench.unseen import unseen_runs
 
 
 def run_all(
@@ -38,7 +39,7 @@ def run_all(
     images = output / "cifar10.pt"
     if cifar10 is not None:
         prepare_cifar10(cifar10, images)
-    every = [*first_runs(), *eight_methods_runs(), *unseen_runs()]
+    every = [*first_runs(), *eight_methods_runs(), *five_methods_runs(), *drawn_runs()]
     runs = [r for r in every if part in (None, r.part) and only in r.name]
     if not images.exists():
         runs = [r for r in runs if r.data != "cifar10"]

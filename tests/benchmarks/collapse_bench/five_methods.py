@@ -1,4 +1,4 @@
-"""The runs of the unseen part: other methods, widths, learning rates, lengths and seeds.
+"""Runs of five methods, with widths, learning rates, lengths and seeds of their own.
 
 Some faults come in the middle of a training that went well, as after a mistaken restart.
 """
@@ -8,9 +8,8 @@ from itertools import zip_longest
 from typing import Any
 
 from lightly_collapse.pretrain.configs import merge
+from tests.benchmarks.collapse_bench.faults import callback_changes
 from tests.benchmarks.collapse_bench.runs import (
-    FAULTS,
-    PARTS,
     Run,
     data_changes,
     model_changes,
@@ -19,6 +18,7 @@ from tests.benchmarks.collapse_bench.runs import (
 )
 
 _Changes = Mapping[str, Any]
+_METHODS = ("SwAV", "WMSE", "LeJEPA", "IBOT", "DirectCLR")
 _Fault = tuple[str, str, _Changes]
 _ALL: dict[str, Any] = {"trainer": {"max_epochs": 10}}
 _WIDTHS: dict[str, tuple[int, int]] = {"conv4": (36, 44), "resnet18": (7, 8)}
@@ -27,10 +27,6 @@ _HEALTHY: list[tuple[str, _Changes]] = [
     ("5e-4", optimizer_changes(learning_rate=5e-4, weight_decay=1e-3)),
     ("batch of 96", data_changes(batch_size=96)),
 ]
-
-
-def _callback(name: str, **settings: Any) -> dict[str, Any]:
-    return {"trainer": {"callbacks": [{"class_path": FAULTS + name, "init_args": settings}]}}
 
 
 _COMMON: list[tuple[str, list[tuple[str, _Changes]]]] = [
@@ -50,21 +46,24 @@ _COMMON: list[tuple[str, list[tuple[str, _Changes]]]] = [
     ),
     (
         "dead_units",
-        [("90 %", _callback("DeadUnits", share=0.9)), ("94 %", _callback("DeadUnits", share=0.94))],
+        [
+            ("90 %", callback_changes("DeadUnits", share=0.9)),
+            ("94 %", callback_changes("DeadUnits", share=0.94)),
+        ],
     ),
     (
         "learning_rate",
         [
-            ("later x 100", _callback("ChangedLater", after=0.5, learning_rate=100.0)),
-            ("later x 300", _callback("ChangedLater", after=0.4, learning_rate=300.0)),
+            ("later x 100", callback_changes("ChangedLater", after=0.5, learning_rate=100.0)),
+            ("later x 300", callback_changes("ChangedLater", after=0.4, learning_rate=300.0)),
         ],
     ),
     ("duplicates", [("2", data_changes(distinct=2)), ("6", data_changes(distinct=6))]),
     (
         "weight_decay",
         [
-            ("later 100", _callback("ChangedLater", after=0.4, weight_decay=100.0)),
-            ("later 400", _callback("ChangedLater", after=0.5, weight_decay=400.0)),
+            ("later 100", callback_changes("ChangedLater", after=0.4, weight_decay=100.0)),
+            ("later 400", callback_changes("ChangedLater", after=0.5, weight_decay=400.0)),
         ],
     ),
     (
@@ -75,7 +74,7 @@ _COMMON: list[tuple[str, list[tuple[str, _Changes]]]] = [
         ],
     ),
 ]
-_OWN: dict[str, list[_Fault]] = {
+OWN: dict[str, list[_Fault]] = {
     "SwAV": [("projector", "output of 3", model_changes(output_dim=3))],
     "WMSE": [("projector", "output of 3", model_changes(output_dim=3))],
     "LeJEPA": [
@@ -94,16 +93,16 @@ _PLACES = {
 }
 
 
-def unseen_runs() -> list[Run]:
-    """The runs of the unseen part, in turns over the methods."""
-    by_method = [[*_of(method, i)] for i, method in enumerate(PARTS["unseen"])]
+def five_methods_runs() -> list[Run]:
+    """The runs of these methods, in turns over them."""
+    by_method = [[*_of(method, i)] for i, method in enumerate(_METHODS)]
     return [run for turn in zip_longest(*by_method) for run in turn if run is not None]
 
 
 def _of(method: str, shift: int) -> Iterator[Run]:
     """Two or three healthy runs at each of two places, and each fault at one of them."""
     first, second = _PLACES[method]
-    faults = [*_OWN[method]]
+    faults = [*OWN[method]]
     for j, (cause, forms) in enumerate(_COMMON):
         # A Vision Transformer has no ReLU.
         if not (cause == "dead_units" and "vit_mini" in (first[1], second[1])):
