@@ -4,12 +4,11 @@ Measures of the spectrum: the delete-a-group jackknife (Kott 2001, "The delete-a
 J. Official Statistics 17) over blocks to which rows are assigned by hash, on the logarithm of those
 that are positive: pseudo-values correct the bias to first order, and their spread gives the
 interval by Student's t. Participation ratio: the same of an estimate that has no bias, see
-`EmbeddingSketch.corrected_participation_ratio`. TwoNN: the same over parts of the sampled rows, the
-neighbours fixed, after its correction for few rows. mLID: about its value after the correction for
-few neighbours, from balanced half-samples (McCarthy 1969, "Pseudo-replication: half samples", Rev.
-Int. Statistical Institute 37), each with neighbours among its own rows. Rows share neighbours, so
-that with fixed ones the interval would be too short, by up to 40 % in a simulation, and by a
-jackknife, which counts interactions of rows twice, too long, by 15 to 60 %; the two halves of a
+`EmbeddingSketch.corrected_participation_ratio`. mLID and TwoNN: about the value corrected for few
+neighbours or rows, from balanced half-samples (McCarthy 1969, "Pseudo-replication: half samples",
+Rev. Int. Statistical Institute 37), each with neighbours among its own rows. Rows share neighbours,
+so that with fixed ones the interval would be too short, of mLID by up to 40 % in a simulation, and by
+a jackknife, which counts interactions of rows twice, too long, by 15 to 60 %; the two halves of a
 split share nothing. Uniformity: over blocks of rows left out of all pairs.
 """
 
@@ -68,7 +67,7 @@ class Interval(NamedTuple):
 
 
 def jackknife_interval(
-    value: float, left_out: Sequence[float], logarithmic: bool = False, corrected: bool = True
+    value: float, left_out: Sequence[float], logarithmic: bool = False
 ) -> Interval | None:
     """The interval of a measure from its values without each of several blocks of equal size.
 
@@ -76,10 +75,9 @@ def jackknife_interval(
         value: the measure of all rows.
         left_out: of all rows but one block's, for every block.
         logarithmic: work with logarithms, for a measure that is positive.
-        corrected: give the interval about the value corrected for its bias; else about the value.
 
     Returns:
-        The interval; None where a value is not finite or
+        The interval, about the value corrected for its bias; None where a value is not finite or
         there are fewer than two blocks.
 
     Examples:
@@ -94,7 +92,7 @@ def jackknife_interval(
     if logarithmic:
         values = [math.log(v) for v in values]
     mean = sum(values[1:]) / n
-    center = n * values[0] - (n - 1) * mean if corrected else values[0]
+    center = n * values[0] - (n - 1) * mean
     error = math.sqrt((n - 1) / n * sum((v - mean) ** 2 for v in values[1:]))
     half = float(stdtrit(n - 1, 0.5 + _CONFIDENCE / 2)) * error
     low, high = center - half, center + half
@@ -164,6 +162,11 @@ def unreliable(
         found |= dict.fromkeys(
             ("rankme", "effective_rank", "alpha_req", "collapsed_dimensions"), few
         )
+        short = (
+            f"with fewer than {_ROWS_A_DIMENSION} rows a dimension they are a little too short, "
+            "most of all where rows are heavy-tailed"
+        )
+        found |= dict.fromkeys(("participation_ratio", "stable_rank", "nesum"), short)
     elif effective_rank is not None and effective_rank > _NEAR_FULL * d:
         wide = "near the largest possible value they are wider than needed"
         found |= dict.fromkeys(
@@ -228,37 +231,42 @@ def _of_neighbors(sketch: EmbeddingSketch) -> dict[str, Interval | None]:
     x = sketch.sample
     k = min(sketch.lid_k, len(x) - 1)
     distances, rows = sketch.neighbors(k)
-    # Rows of the sample come by ascending draw: any pattern of positions is a random one.
-    part = torch.arange(len(x))
 
     def nearest(kept: Tensor) -> Tensor:
-        """Distances of some rows to their k nearest among themselves."""
+        """Distances of some rows to their nearest among themselves: k of them, or all there are."""
+        count = min(k, int(kept.sum()) - 1)
         there = kept[rows[kept]]
         rank = there.cumsum(dim=1)
-        few = rank[:, -1] < k
-        found = distances.new_empty(len(there), k)
-        found[~few] = distances[kept][~few][(there & (rank <= k))[~few]].view(-1, k)
+        few = rank[:, -1] < count
+        found = distances.new_empty(len(there), count)
+        found[~few] = distances[kept][~few][(there & (rank <= count))[~few]].view(-1, count)
         if few.any():  # the spare neighbours do not suffice
             own = few.nonzero().squeeze(1)
             z = x[kept]
-            found[own] = nearest_neighbors(z[own], z, k, exclude=own)[0].to(found.dtype)
+            found[own] = nearest_neighbors(z[own], z, count, exclude=own)[0].to(found.dtype)
         return found
 
     def mlid(r: Tensor) -> float:
-        return mlid_corrected(float(geometric_mean(lid_mom_from_distances(r))), k)
+        return mlid_corrected(float(geometric_mean(lid_mom_from_distances(r[:, :k]))), k)
 
-    def two_nn(kept: Tensor) -> float:
-        return float(two_nn_of_distances(distances[kept, :2], corrected=True))
+    def two_nn(r: Tensor) -> float:
+        return float(two_nn_of_distances(r[:, :2], corrected=True))
 
+    # Rows of the sample come by ascending draw: any pattern of positions is a random one.
+    part = torch.arange(len(x)) % len(_BALANCED[0])
+    splits = [half[part] for half in _BALANCED]
+    least = min(int(half.sum()) for split in splits for half in (split, ~split))
     found: dict[str, Interval | None] = {}
-    # Among few rows all that remain may have their two nearest at one distance.
+    if least <= 2:
+        return found
+    halves = [(nearest(split), nearest(~split)) for split in splits]
+    # Among few rows all may have their two nearest at one distance.
     with suppress(ValueError):
-        left_out = [two_nn(part % _PARTS != i) for i in range(_PARTS)]
-        found["two_nn"] = jackknife_interval(two_nn(part >= 0), left_out, logarithmic=True)
-    if k < len(x) // 2:  # else a row of a half has not k others
-        splits = [half[part % len(half)] for half in _BALANCED]
-        halves = [(mlid(nearest(split)), mlid(nearest(~split))) for split in splits]
-        found["mlid"] = half_sample_interval(mlid(distances[:, :k]), halves)
+        values = [(two_nn(a), two_nn(b)) for a, b in halves]
+        found["two_nn"] = half_sample_interval(two_nn(distances), values)
+    if k < least:  # else a row of a half has not k others
+        values = [(mlid(a), mlid(b)) for a, b in halves]
+        found["mlid"] = half_sample_interval(mlid(distances), values)
     return found
 
 

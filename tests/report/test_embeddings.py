@@ -282,6 +282,15 @@ def test_mlid_where_a_half_holds_none_of_the_known_neighbours():
     assert found == pytest.approx(expected_mlid_interval(sketch, 4), rel=1e-6)
 
 
+@pytest.mark.parametrize(("rows", "is_known"), [(12, False), (40, False), (60, True)])
+def test_mlid_has_no_interval_where_a_half_is_too_small(z, rows, is_known):
+    sketch = EmbeddingSketch(lid_size=ROWS, lid_k=20)
+    sketch.update(z[:rows])
+    found = estimates_of(sketch, sketch.compute().scalars)[0]
+    assert ("mlid" in found) == is_known
+    assert ("two_nn" in found) == (rows >= 40)  # two neighbours are enough
+
+
 def test_half_samples_of_a_mean_are_the_variance_between_parts():
     """Balanced splits: the mean square of a contrast is the variance of 32 parts' means."""
     g = torch.Generator().manual_seed(0)
