@@ -7,9 +7,9 @@ interval by Student's t. Participation ratio: the same of an estimate that has n
 `EmbeddingSketch.corrected_participation_ratio`. mLID and TwoNN: about the value corrected for few
 neighbours or rows, from balanced half-samples (McCarthy 1969, "Pseudo-replication: half samples",
 Rev. Int. Statistical Institute 37), each with neighbours among its own rows. Rows share neighbours,
-so that with fixed ones the interval would be too short, of mLID by up to 40 % in a simulation, and by
-a jackknife, which counts interactions of rows twice, too long, by 15 to 60 %; the two halves of a
-split share nothing. Uniformity: over blocks of rows left out of all pairs.
+so that with fixed ones the interval would be too short, of mLID by up to 40 % in a simulation, and
+by a jackknife, which counts interactions of rows twice, too long, by 15 to 60 %; the two halves of
+a split share nothing. Uniformity: over blocks of rows left out of all pairs.
 """
 
 import math
