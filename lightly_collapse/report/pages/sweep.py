@@ -215,8 +215,8 @@ def _weights(groups: Mapping[str, Mapping[str, _Record]]) -> Figure:
             ax.set_title(title)
             ax.set_xlabel("layer of the backbone")
             ax.set_ylabel("median normalised eigenvalue")
-            ax.set_ylim(bottom=0)
-            ax.legend(fontsize="small")
+            ax.set_ylim(0, 1.3 * ax.get_ylim()[1])  # room for the legend above the lines
+            ax.legend(fontsize="small", ncols=3, loc="upper center")
     return fig
 
 
