@@ -169,6 +169,10 @@ def _charts(results: Sequence[_Record]) -> dict[str, tuple[str, str, Chart | Non
     return drawn
 
 
+_FEW = 6
+"""So many lines leave room for a legend among them."""
+
+
 def _groups(first: Mapping[str, _Record]) -> dict[str, dict[str, _Record]]:
     """What is drawn together: the methods without regularizer, and each with its regularizers."""
     plain = {r["method"]: r for r in first.values() if not r["regularizer"]}
@@ -196,7 +200,10 @@ def _spectra(groups: Mapping[str, Mapping[str, _Record]]) -> Figure:
                 ax.set_title(f"{title}: {what}" if title else what)
                 ax.set_xlabel("index, largest first")
                 ax.set_ylabel("singular value / largest")
-                ax.legend(fontsize="small")
+                if len(records) <= _FEW:
+                    ax.legend(fontsize="small")
+            if len(records) > _FEW:  # one for both, beside the lines, which it would cover
+                ax.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.02, 1.0))
     return fig
 
 
