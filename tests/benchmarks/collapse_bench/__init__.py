@@ -1,7 +1,7 @@
 """The bench: trainings with a known answer, some of which collapse.
 
 What the library concludes from a run (an alarm, a diagnosis, a choice of a checkpoint) is judged by
-these runs. One command trains and scores all of them, about 340 of half a minute to two on one core:
+these runs. One command trains and scores all of them, 344 of half a minute to two on one core:
 
     python -m tests.benchmarks.collapse_bench run --output bench-output \
         --cifar10 cifar10 --workers 12
