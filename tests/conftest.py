@@ -33,6 +33,13 @@ settings.register_profile(
 settings.load_profile("default")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Run files in the order of their names: by default xdist has those of few tests run last, and
+    few tests are the longest, so that one process works alone at the end."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
 @pytest.fixture(scope="session")
 def golden() -> Callable[[str], Mapping[str, Tensor]]:
     """Read a file of values that the papers' official code produced, in float64."""

@@ -70,7 +70,8 @@ def train(trainer, config, root, weights, output, iterations, *options):
 
 
 @pytest.mark.parametrize(
-    "kind", [pytest.param("FPN", marks=pytest.mark.slow), "RetinaNet", "ViT", "mask"]
+    "kind",
+    [*(pytest.param(k, marks=pytest.mark.slow) for k in ("FPN", "RetinaNet")), "ViT", "mask"],
 )
 def test_the_loss_falls(trainer, kind, digits_root, coco_root, exported, tmp_path):
     config, iterations, options = CASES[kind]

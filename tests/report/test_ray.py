@@ -52,16 +52,15 @@ def check(found, values):
 
 
 @pytest.mark.parametrize(
-    "blocks", [pytest.param(1, marks=pytest.mark.slow), 4, pytest.param(60, marks=pytest.mark.slow)]
+    ("blocks", "column"),
+    [(4, "data"), *(pytest.param(*c, marks=pytest.mark.slow) for c in ((1, "data"), (60, "z")))],
 )
-def test_aggregate_is_the_sketch_of_all_rows(cluster, table, blocks):
-    lists = pd.DataFrame({"z": list(table["embedding"])})
-    for ds, column in (
-        (ray.data.from_numpy(table["embedding"]), "data"),
-        (ray.data.from_pandas(lists), "z"),
-    ):
-        found = ds.repartition(blocks).aggregate(CollapseSketch(column, **SETTINGS))
-        check(found["collapse"], expected(table["embedding"]))
+def test_aggregate_is_the_sketch_of_all_rows(cluster, table, blocks, column):
+    z = table["embedding"]
+    lists = pd.DataFrame({"z": list(z)})
+    ds = ray.data.from_numpy(z) if column == "data" else ray.data.from_pandas(lists)
+    found = ds.repartition(blocks).aggregate(CollapseSketch(column, **SETTINGS))
+    check(found["collapse"], expected(z))
 
 
 @pytest.mark.slow

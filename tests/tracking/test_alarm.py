@@ -21,11 +21,11 @@ def test_healthy_runs_say_nothing():
     assert kinds(CollapseAlarm(), [30, 30, 30, 5, 30, 30]) == [None] * 6  # one reading alone
 
 
-@pytest.mark.parametrize("rank", [1.0, 2.5, float("nan")])
+@pytest.mark.parametrize("rank", [1.0, 3.0, float("nan")])
 def test_complete_collapse_is_said_once_and_again_after_a_recovery(rank):
     alarm = CollapseAlarm()
     assert kinds(alarm, [30, rank, rank, 30, rank]) == [None, "collapse", None, None, "collapse"]
-    assert kinds(CollapseAlarm(), [2.51]) == [None]
+    assert kinds(CollapseAlarm(), [3.01]) == [None]
 
 
 def test_a_falling_rank():
@@ -36,15 +36,29 @@ def test_a_falling_rank():
     assert alarm.update(1, reading(40)) is None
     found = alarm.update(2, reading(10))
     assert (found.kind, found.layer, found.step) == ("falling_rank", "backbone", 2)
-    assert (found.value, found.threshold) == (0.25, 0.25)
+    assert (found.value, found.threshold) == (0.25, 0.35)
     assert "rank is 10.0, 25% of its highest" in str(found)
     assert "weight decay" in str(found)
 
 
-def test_a_fall_to_a_quarter_counts_only_where_few_dimensions_are_left():
-    assert kinds(CollapseAlarm(smoothing=1), [60, 15, 12.1]) == [None] * 3  # as in healthy SimSiam
-    assert kinds(CollapseAlarm(smoothing=1), [60, 12]) == [None, "falling_rank"]
-    assert kinds(CollapseAlarm(smoothing=1), [100, 15.1, 15]) == [None, None, "falling_rank"]
+def embedding(ranks):
+    alarm = CollapseAlarm(smoothing=1)
+    found = [alarm.update(i, reading(30) | reading(r, "head")) for i, r in enumerate(ranks)]
+    return [w and w.kind for w in found]
+
+
+def test_a_representation_may_lose_less_of_its_rank_than_an_embedding():
+    assert kinds(CollapseAlarm(smoothing=1), [100, 35.1, 35]) == [None, None, "falling_rank"]
+    assert embedding([100, 35, 15.1, 15]) == [None, None, None, "falling_rank"]
+    alarm = CollapseAlarm(smoothing=1, embedding_fraction=0.4)
+    assert alarm.update(1, reading(30) | reading(100, "head")) is None
+    found = alarm.update(2, reading(30) | reading(40, "head"))
+    assert (found.layer, found.value, found.threshold) == ("head", 0.4, 0.4)
+
+
+def test_a_fall_to_a_quarter_counts_in_an_embedding_where_few_dimensions_are_left():
+    assert embedding([60, 15, 12.1]) == [None] * 3
+    assert embedding([60, 12]) == [None, "falling_rank"]
 
 
 def spread(uniformity, rank=30.0, layer="head"):
@@ -178,6 +192,7 @@ def test_raise_on_alarm():
     [
         ("complete_rank", 0.5),
         ("rank_fraction", 1.0),
+        ("embedding_fraction", 1.0),
         ("dropped_fraction", -0.1),
         ("smoothing", 0),
         ("patience", 0),

@@ -1,20 +1,20 @@
-"""The runs of the unseen part: settings drawn at random, which nobody chose or tuned on.
+"""Runs of settings drawn at random, which nobody chose or tuned on: the unseen part, and an old one.
 
-Twelve methods, each at one place (data and backbone of a drawn width), with two healthy runs and
-two faults. Learning rates, batch sizes, lengths, strengths of the faults and seeds are drawn too.
+Some methods, each at one place (data and backbone of a drawn width), with two healthy runs and two
+faults. Learning rates, batch sizes, lengths, strengths of the faults and seeds are drawn too.
 """
 
 import random
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from lightly_collapse.pretrain.configs import merge
 from tests.benchmarks.collapse_bench import eight_methods, five_methods
 from tests.benchmarks.collapse_bench import runs as six_methods
 from tests.benchmarks.collapse_bench.faults import callback_changes
 from tests.benchmarks.collapse_bench.runs import (
-    DRAWN,
     METHODS,
+    UNSEEN,
     Run,
     data_changes,
     model_changes,
@@ -22,25 +22,36 @@ from tests.benchmarks.collapse_bench.runs import (
     word,
 )
 
-_SEED = 2611
-_PLACES = 12
+
+class _Draw(NamedTuple):
+    prefix: str
+    seed: int
+    places: int
+    epochs: tuple[int, int]
+
+
+_DRAWS = (_Draw("drawn-", 2611, 12, (8, 12)), _Draw(UNSEEN, 2811, 14, (12, 18)))
 _Changes = Mapping[str, Any]
 _Fault = tuple[str, str, _Changes]
 _WIDTHS = {"conv4": (20, 48), "resnet18": (6, 8)}
 
 
 def drawn_runs() -> list[Run]:
-    """The runs of the unseen part, in turns over the places."""
-    draw = random.Random(_SEED)
-    methods = draw.sample(METHODS, _PLACES)
-    by_place = [_at(draw, method) for method in methods]
+    """The runs of all draws, each in turns over its places."""
+    return [run for draw in _DRAWS for run in _runs(draw)]
+
+
+def _runs(settings: _Draw) -> list[Run]:
+    draw = random.Random(settings.seed)
+    methods = draw.sample(METHODS, settings.places)
+    by_place = [_at(draw, method, settings) for method in methods]
     return [run for turn in zip(*by_place, strict=True) for run in turn]
 
 
-def _at(draw: random.Random, method: str) -> list[Run]:
+def _at(draw: random.Random, method: str, of: _Draw) -> list[Run]:
     data = draw.choice(("digits", "cifar10"))
     backbone = "vit_mini" if method == "IBOT" else draw.choice(("conv4", "resnet18", "vit_mini"))
-    place: _Changes = {"trainer": {"max_epochs": draw.randint(8, 12)}}
+    place: _Changes = {"trainer": {"max_epochs": draw.randint(*of.epochs)}}
     if backbone in _WIDTHS:
         width = draw.randint(*_WIDTHS[backbone])
         place = merge(place, model_changes(backbone={"width": width}))
@@ -52,7 +63,7 @@ def _at(draw: random.Random, method: str) -> list[Run]:
         settings = merge(place, changes)
         seed = draw.randrange(10**6)
         found.append(
-            Run(DRAWN + "-".join(words), method, data, backbone, cause, detail, settings, seed)
+            Run(of.prefix + "-".join(words), method, data, backbone, cause, detail, settings, seed)
         )
     return found
 

@@ -27,9 +27,10 @@ class Outcome:
 
     Attributes:
         label: `collapsed` if a rank or spread fell and an accuracy with it, or training diverged;
-            `healthy` if neither did; `unclear` if one of the two did. An embedding whose rows are
-            one point has lost its spread whatever the siblings have; a training whose mean accuracy
-            is below that of its own random weights has lost accuracy.
+            `healthy` if neither did and it learned something: its mean accuracy is above that of
+            its own random weights; else `unclear`. An embedding whose rows are one point has lost
+            its spread whatever the siblings have; a training whose mean accuracy is below that of
+            its own random weights has lost accuracy.
         rank: effective rank of the representation over the siblings'.
         embedding: likewise of the embedding, which the loss acts on.
         spread: likewise the embedding's uniformity, which is 0 where all rows are one point.
@@ -83,9 +84,17 @@ def _sound(record: Mapping[str, Any]) -> bool:
 
 
 def _below_random(record: Mapping[str, Any]) -> bool:
-    """Whether the mean of both accuracies is below that of the random weights."""
+    return _gain(record) <= -1
+
+
+def _learned(record: Mapping[str, Any]) -> bool:
+    return _gain(record) >= 1
+
+
+def _gain(record: Mapping[str, Any]) -> float:
+    """The mean of both accuracies less that of the random weights, over what chance can make."""
     first, last = (_mean(record["checkpoints"][i]) for i in (0, -1))
-    return last - first <= -_harm(record, first)
+    return (last - first) / _harm(record, first)
 
 
 def _mean(checkpoint: Mapping[str, Any]) -> float:
@@ -116,8 +125,10 @@ def _outcome(record: Mapping[str, Any], siblings: Sequence[Mapping[str, Any]]) -
         last["accuracy"][name] - value <= -_harm(record, value) for name, value in reference.items()
     )
     label: Label = "unclear"
-    if fell == harmed:
-        label = "collapsed" if fell else "healthy"
+    if fell and harmed:
+        label = "collapsed"
+    elif not fell and not harmed and _learned(record):
+        label = "healthy"
     return Outcome(label, rank, embedding, spread, linear, knn)
 
 
