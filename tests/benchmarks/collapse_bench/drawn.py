@@ -1,4 +1,4 @@
-"""Runs of settings drawn at random, which nobody chose or tuned on: the unseen part, and an old one.
+"""Settings drawn at random, which nobody chose or tuned on: the unseen part, and an older one.
 
 Some methods, each at one place (data and backbone of a drawn width), with two healthy runs and two
 faults. Learning rates, batch sizes, lengths, strengths of the faults and seeds are drawn too.
