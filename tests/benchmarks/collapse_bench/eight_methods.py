@@ -5,8 +5,8 @@ from itertools import zip_longest
 from typing import Any
 
 from lightly_collapse.pretrain.configs import merge
+from tests.benchmarks.collapse_bench.faults import callback_changes
 from tests.benchmarks.collapse_bench.runs import (
-    FAULTS,
     Run,
     data_changes,
     model_changes,
@@ -47,16 +47,7 @@ _COMMON: list[tuple[str, list[tuple[str, _Changes]]]] = [
     (
         "dead_units",
         [
-            (
-                "92 %",
-                {
-                    "trainer": {
-                        "callbacks": [
-                            {"class_path": FAULTS + "DeadUnits", "init_args": {"share": 0.92}}
-                        ]
-                    }
-                },
-            )
+            ("92 %", callback_changes("DeadUnits", share=0.92)),
         ],
     ),
     ("duplicates", [("3", data_changes(distinct=3)), ("5", data_changes(distinct=5))]),
