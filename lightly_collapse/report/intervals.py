@@ -3,7 +3,8 @@
 Measures of the spectrum: the delete-a-group jackknife (Kott 2001, "The delete-a-group jackknife",
 J. Official Statistics 17) over blocks to which rows are assigned by hash, on the logarithm of those
 that are positive: pseudo-values correct the bias to first order, and their spread gives the
-interval by Student's t. Participation ratio: the same of an estimate that has no bias, see
+interval by Student's t, with the degrees of freedom that `freedom` finds. Participation ratio: the
+same of an estimate that has no bias, see
 `EmbeddingSketch.corrected_participation_ratio`. mLID and TwoNN: about the value corrected for few
 neighbours or rows, from balanced half-samples (McCarthy 1969, "Pseudo-replication: half samples",
 Rev. Int. Statistical Institute 37), each with neighbours among its own rows. Rows share neighbours,
@@ -31,6 +32,7 @@ from lightly_collapse.functional.intrinsic_dimension import (
 from lightly_collapse.functional.neighbors import nearest_neighbors
 from lightly_collapse.functional.two_nn import two_nn_of_distances
 from lightly_collapse.metrics import EmbeddingSketch
+from lightly_collapse.report.freedom import degrees_of_freedom, excess_kurtosis
 
 _CONFIDENCE = 0.95
 _PARTS = 20
@@ -67,7 +69,10 @@ class Interval(NamedTuple):
 
 
 def jackknife_interval(
-    value: float, left_out: Sequence[float], logarithmic: bool = False
+    value: float,
+    left_out: Sequence[float],
+    logarithmic: bool = False,
+    freedom: float | None = None,
 ) -> Interval | None:
     """The interval of a measure from its values without each of several blocks of equal size.
 
@@ -75,6 +80,8 @@ def jackknife_interval(
         value: the measure of all rows.
         left_out: of all rows but one block's, for every block.
         logarithmic: work with logarithms, for a measure that is positive.
+        freedom: degrees of freedom of the spread of the blocks; one less than the blocks by
+            default.
 
     Returns:
         The interval, about the value corrected for its bias; None where a value is not finite or
@@ -94,7 +101,7 @@ def jackknife_interval(
     mean = sum(values[1:]) / n
     center = n * values[0] - (n - 1) * mean
     error = math.sqrt((n - 1) / n * sum((v - mean) ** 2 for v in values[1:]))
-    half = float(stdtrit(n - 1, 0.5 + _CONFIDENCE / 2)) * error
+    half = float(stdtrit(freedom or n - 1, 0.5 + _CONFIDENCE / 2)) * error
     low, high = center - half, center + half
     return Interval(math.exp(low), math.exp(high)) if logarithmic else Interval(low, high)
 
@@ -115,10 +122,15 @@ def estimates_of(
     """
     left_out = sketch.leave_one_out()
     whole = scalars | {"participation_ratio": sketch.corrected_participation_ratio()}
+    n = len(left_out)
+    excess = excess_kurtosis(sketch.sample) if n > 1 else {}
     found: dict[str, Interval | None] = {}
     for name in (*_LOGARITHMIC, *_PLAIN, *_COUNTS):
         values = [v[name] for v in left_out]
-        found[name] = jackknife_interval(whole[name], values, name in _LOGARITHMIC)
+        freedom = (
+            degrees_of_freedom(n, scalars["rows"] / n, excess[name]) if name in excess else None
+        )
+        found[name] = jackknife_interval(whole[name], values, name in _LOGARITHMIC, freedom)
         interval = found[name]
         if interval is not None and name in _COUNTS:
             # With fewer rows than dimensions the count grows with the rows, which the correction
