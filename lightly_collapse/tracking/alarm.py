@@ -11,6 +11,7 @@ Kind = Literal["collapse", "falling_rank", "lost_dimensions", "lost_layer", "not
 _PREFIX = "collapse/"
 _NARROW = 4
 _HALF = 0.5
+_MANY = 4
 _CAUSES = {
     "narrow": "it has hardly more dimensions: is the projector too narrow?",
     "collapse": "likely causes: units that are dead, weight decay or learning rate too high",
@@ -86,8 +87,10 @@ class CollapseAlarm:
     - `falling_rank`: the effective rank, the median of `smoothing` readings, is at most
       `rank_fraction` of the layer's own highest (of an embedding `embedding_fraction`), or at most
       `few_fraction` of it and no more than `few_dimensions`;
-    - `lost_dimensions`, of the representation alone: the median share of collapsed dimensions in
-      `smoothing` readings, of those that the rows could fill, is at least `lost_fraction`;
+    - `lost_dimensions`, of the representation alone, in the median of `smoothing` readings: the
+      share of collapsed dimensions, of those that the rows could fill, is at least `lost_fraction`,
+      or the effective rank is at most `least_rank` though they could fill four times as many: a
+      training that was broken before the first reading has no better past to be compared with;
 
     and of every layer
 
@@ -123,6 +126,7 @@ class CollapseAlarm:
         spread_fraction: of the share of its highest that the rank still has; 0 turns it off.
         smoothing: number of readings to take the median of.
         patience: number of readings in a row that may lack a layer.
+        least_rank: an effective rank of a representation.
         dropped_fraction: share of rows that may hold NaN or inf.
         raise_on_alarm: raise `CollapseError` instead of returning the warning.
         stop_on_alarm: end the training after the step; for the callbacks, and for a loop that
@@ -151,12 +155,17 @@ class CollapseAlarm:
         few_dimensions: float = 12.0,
         lost_fraction: float = 0.72,
         embedding_fraction: float = 0.15,
+        least_rank: float = 5.0,
         raise_on_alarm: bool = False,
         stop_on_alarm: bool = False,
     ) -> None:
         if not complete_rank >= 1:
             raise ValueError(f"complete_rank must be at least 1, got {complete_rank}")
-        for name, least in (("least_spread", least_spread), ("few_dimensions", few_dimensions)):
+        for name, least in (
+            ("least_spread", least_spread),
+            ("few_dimensions", few_dimensions),
+            ("least_rank", least_rank),
+        ):
             if not least >= 0:
                 raise ValueError(f"{name} must not be negative, got {least}")
         for name, share in (
@@ -180,6 +189,7 @@ class CollapseAlarm:
         self.few_fraction = few_fraction
         self.few_dimensions = few_dimensions
         self.lost_fraction = lost_fraction
+        self.least_rank = least_rank
         self.spread_fraction = spread_fraction
         self.smoothing = smoothing
         self.patience = patience
@@ -310,15 +320,28 @@ class CollapseAlarm:
             return None
         lost = (collapsed - (dimensions - fillable)) / fillable
         history.lost = [*history.lost, lost][-self.smoothing :]
-        share = median(history.lost)
-        if len(history.lost) < self.smoothing or share < self.lost_fraction:
+        if len(history.lost) < self.smoothing:
+            return None
+        share, rank = median(history.lost), history.ranks.now
+        if share >= self.lost_fraction:
+            value, threshold = share, self.lost_fraction
+            what = (
+                f"{share:.0%} of those that {rows:.0f} rows could fill have collapsed, at least "
+                f"{threshold:.0%}"
+            )
+        elif rank <= self.least_rank and fillable >= _MANY * self.least_rank:
+            value, threshold = rank, self.least_rank
+            what = (
+                f"its effective rank is {rank:.1f} of {fillable:.0f} that {rows:.0f} rows could "
+                f"fill, at most {threshold:g}"
+            )
+        else:
             return None
         message = (
-            f"{layer} leaves most dimensions unused: {share:.0%} of those that {rows:.0f} rows "
-            f"could fill have collapsed, at least {self.lost_fraction:.0%} (step {step}); "
+            f"{layer} leaves most dimensions unused: {what} (step {step}); "
             f"{_CAUSES['lost_dimensions']}"
         )
-        return CollapseWarning(message, "lost_dimensions", layer, step, share, self.lost_fraction)
+        return CollapseWarning(message, "lost_dimensions", layer, step, value, threshold)
 
     def _against_spread(
         self, step: int, layer: str, rank_share: float, spread: float, share: float

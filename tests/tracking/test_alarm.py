@@ -114,7 +114,22 @@ def test_layers_within_another_are_not_judged_by_their_rank():
 def unused(collapsed, dimensions=80.0, rows=900.0, layer="backbone"):
     """Readings of a layer that has had few directions from the start, too many for a point."""
     values = {"collapsed_dimensions": collapsed, "dimensions": dimensions, "rows": rows}
-    return {f"collapse/{layer}/{n}": v for n, v in (values | {"effective_rank": 5.0}).items()}
+    return {f"collapse/{layer}/{n}": v for n, v in (values | {"effective_rank": 9.0}).items()}
+
+
+def test_a_representation_of_few_dimensions_from_the_first_reading():
+    def said(rank, dimensions=20.0, **settings):
+        alarm = CollapseAlarm(**settings)
+        values = unused(8.0, dimensions) | {"collapse/backbone/effective_rank": rank}
+        return [alarm.update(step, values) for step in range(3)]
+
+    assert said(5.1) == [None] * 3
+    assert said(5.0, dimensions=19.0) == [None] * 3
+    assert said(5.0, least_rank=4.0) == [None] * 3
+    found = said(5.0)
+    assert found[:2] == [None, None]
+    assert (found[2].kind, found[2].value, found[2].threshold) == ("lost_dimensions", 5.0, 5.0)
+    assert "its effective rank is 5.0 of 20 that 900 rows could fill" in str(found[2])
 
 
 def test_a_representation_that_never_used_its_dimensions():
@@ -198,6 +213,7 @@ def test_raise_on_alarm():
         ("patience", 0),
         ("least_spread", -0.1),
         ("few_dimensions", -1.0),
+        ("least_rank", -1.0),
         ("few_fraction", 1.0),
         ("spread_fraction", 1.0),
         ("lost_fraction", 0.0),

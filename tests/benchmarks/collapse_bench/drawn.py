@@ -1,4 +1,4 @@
-"""Settings drawn at random, which nobody chose or tuned on: the unseen part, and an older one.
+"""Settings drawn at random, which nobody chose or tuned on: the unseen part, and older ones.
 
 Some methods, each at one place (data and backbone of a drawn width), with two healthy runs and two
 faults. Learning rates, batch sizes, lengths, strengths of the faults and seeds are drawn too.
@@ -30,7 +30,11 @@ class _Draw(NamedTuple):
     epochs: tuple[int, int]
 
 
-_DRAWS = (_Draw("drawn-", 2611, 12, (8, 12)), _Draw(UNSEEN, 2811, 14, (12, 18)))
+_DRAWS = (
+    _Draw("drawn-", 2611, 12, (8, 12)),
+    _Draw("drawn-again-", 2811, 14, (12, 18)),
+    _Draw(UNSEEN, 2911, 6, (12, 18)),
+)
 _Changes = Mapping[str, Any]
 _Fault = tuple[str, str, _Changes]
 _WIDTHS = {"conv4": (20, 48), "resnet18": (6, 8)}
