@@ -107,13 +107,14 @@ def jackknife_interval(
 
 
 def estimates_of(
-    sketch: EmbeddingSketch, scalars: dict[str, float]
+    sketch: EmbeddingSketch, scalars: dict[str, float], independent: float | None = None
 ) -> tuple[dict[str, Interval], dict[str, float]]:
     """The 95 % intervals of the numbers of a reading, and the numbers corrected for few rows.
 
     Args:
         sketch: of the rows, of two blocks or more for those of the spectrum.
         scalars: the values, as `sketch.compute` gave them.
+        independent: how many of the rows are independent; all by default.
 
     Returns:
         Both by name; without those that cannot be computed, and without an interval of
@@ -123,14 +124,17 @@ def estimates_of(
     left_out = sketch.leave_one_out()
     whole = scalars | {"participation_ratio": sketch.corrected_participation_ratio()}
     n = len(left_out)
-    excess = excess_kurtosis(sketch.sample) if n > 1 else {}
+    freedom = {
+        name: degrees_of_freedom(
+            n, (scalars["rows"] if independent is None else independent) / n, excess
+        )
+        for name, excess in (excess_kurtosis(sketch.sample) if n > 1 else {}).items()
+    }
     found: dict[str, Interval | None] = {}
     for name in (*_LOGARITHMIC, *_PLAIN, *_COUNTS):
         values = [v[name] for v in left_out]
-        freedom = (
-            degrees_of_freedom(n, scalars["rows"] / n, excess[name]) if name in excess else None
-        )
-        found[name] = jackknife_interval(whole[name], values, name in _LOGARITHMIC, freedom)
+        logarithmic = name in _LOGARITHMIC
+        found[name] = jackknife_interval(whole[name], values, logarithmic, freedom.get(name))
         interval = found[name]
         if interval is not None and name in _COUNTS:
             # With fewer rows than dimensions the count grows with the rows, which the correction

@@ -31,9 +31,9 @@ def record_of(
         The record.
     """
     scalars, problems, lid = dict(reading.scalars), dict(reading.problems), reading.lid
-    intervals, corrected = estimates_of(sketch, scalars)
     rows = int(scalars["rows"])
     independent = rows if independent is None else min(rows, independent)
+    intervals, corrected = estimates_of(sketch, scalars, independent)
     if independent < rows:
         for measure in ("mlid", "two_nn", "uniformity"):
             intervals.pop(measure, None)

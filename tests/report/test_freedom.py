@@ -1,9 +1,13 @@
 """Degrees of freedom of a jackknife, from the influence of rows on a measure."""
 
+import math
+
 import pytest
 import torch
 
+from lightly_collapse.metrics import EmbeddingSketch
 from lightly_collapse.report.freedom import SPECTRAL, degrees_of_freedom, excess_kurtosis
+from lightly_collapse.report.intervals import estimates_of, jackknife_interval
 
 
 def rows(n=1500, width=6, seed=0):
@@ -75,3 +79,18 @@ def test_variance_of_the_variance_of_exponential_numbers():
     freedom = 2 * n / (6 + 2 * n / (n - 1))
     assert float(z.var(dim=1).var()) == pytest.approx(2 / freedom, rel=0.05)
     assert degrees_of_freedom(n, 3.0, 6.0) == pytest.approx(freedom)
+
+
+def test_intervals_are_wider_where_few_rows_are_independent_or_decide():
+    def width(x, **keywords):
+        sketch = EmbeddingSketch(blocks=20)
+        sketch.update(x)
+        ends = estimates_of(sketch, sketch.compute().scalars, **keywords)[0]["effective_rank"]
+        left = [v["effective_rank"] for v in sketch.leave_one_out()]
+        plain = jackknife_interval(sketch.compute().scalars["effective_rank"], left, True)
+        return math.log(ends.high / ends.low) / math.log(plain.high / plain.low)
+
+    x = rows(800)
+    heavy = x / (torch.rand(x.shape, generator=torch.Generator().manual_seed(1)) + 0.05)
+    assert 1 < width(x) < 1.06 < width(heavy)
+    assert width(x) < width(x, independent=80)
