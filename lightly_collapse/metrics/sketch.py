@@ -230,8 +230,8 @@ class EmbeddingSketch:
     def spectrum(self) -> Tensor:
         """Singular values of the centred rows, in descending order, float64."""
         whole = Spectrum(center=True, nan_strategy="drop")
-        whole.set_dtype(torch.float64)
-        whole.to(self._sample.device).merge_states([b.tensor_states() for b in self._blocks])
+        whole.to(self._sample.device).set_dtype(torch.float64)  # `to` alone would set float32
+        whole.merge_states([b.tensor_states() for b in self._blocks])
         return whole.compute()
 
     def leave_one_out(self) -> list[dict[str, float]]:

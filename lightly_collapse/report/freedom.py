@@ -4,11 +4,11 @@ The variance of n equal normal numbers has n - 1. Of numbers with kurtosis k it 
 2 n / (k - (n - 3) / (n - 1)) (O'Neill 2014, "Some useful moment results in sampling problems", The
 American Statistician 68), fewer if few of the rows decide the measure. A block of m rows has the
 kurtosis 3 + e / m where a row's influence on the measure has the excess e. The influence of a row x
-on a function f of the covariance's eigenvalues is, to first order, the sum of
-df/dlambda_j (u_j . x)^2 over the eigenvectors u_j.
+on a function f of the eigenvalues of the second moments, about the mean where the measure is of
+centred rows, is to first order the sum of df/dlambda_j (u_j . x)^2 over the eigenvectors u_j.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 
 import torch
@@ -37,6 +37,8 @@ SPECTRAL: Mapping[str, Callable[[Tensor], Tensor]] = {
     "alpha_req": alpha_req,
 }
 """Measures of singular values, by name."""
+UNCENTRED = ("rankme", "stable_rank")
+"""Those of the rows as they are, in a report; the others are of centred rows."""
 
 
 def excess_kurtosis(x: Tensor) -> dict[str, float]:
@@ -56,18 +58,22 @@ def excess_kurtosis(x: Tensor) -> dict[str, float]:
         True
     """
     y = x.detach().double()
-    y = y - y.mean(dim=0)
     y = y / y.abs().max()  # squares of large numbers are infinite
-    if not y.isfinite().all():  # rows that are all equal
+    if not y.isfinite().all():  # all are zero
         return {}
+    centred = [name for name in SPECTRAL if name not in UNCENTRED]
+    return _excess(y, UNCENTRED) | _excess(y - y.mean(dim=0), centred)
+
+
+def _excess(y: Tensor, names: Iterable[str]) -> dict[str, float]:
     values, vectors = torch.linalg.eigh(y.T @ y / len(y))
     kept = values > values[-1] * len(values) * torch.finfo(values.dtype).eps
     squares = (y @ vectors[:, kept]).square()
     found = {}
-    for name, measure in SPECTRAL.items():
+    for name in names:
         eigenvalues = values[kept].flip(0).requires_grad_()
         with suppress(ValueError), torch.enable_grad():
-            value = measure(eigenvalues.sqrt())
+            value = SPECTRAL[name](eigenvalues.sqrt())
             (slope,) = torch.autograd.grad(value, eigenvalues)
             influence = squares @ slope.flip(0)
             influence = influence - influence.mean()

@@ -55,6 +55,7 @@ def test_runs_once_and_shows_it(command, tmp_path, capsys, monkeypatch, request)
     assert "holds a run with other settings" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_failing_run_is_one_line(command, capsys, monkeypatch, request):
     monkeypatch.chdir(request.config.rootpath)
     assert main(command("random", options=("MODEL.RESNETS.NORM", "GN"))) == 2

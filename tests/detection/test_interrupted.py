@@ -92,6 +92,7 @@ def test_all_objects_difficult(trainer, folder, tmp_path):
     assert result["classes"] == ["a", "costs $5 or $6"]
 
 
+@pytest.mark.slow
 def test_compare_of_difficult_objects_and_of_dollars(folder, tmp_path, monkeypatch, request):
     monkeypatch.chdir(request.config.rootpath)
     root = folder(("a", 5, 5, 40, 40, True), ("costs $5 or $6", 50, 5, 90, 60, True))
@@ -112,6 +113,7 @@ def test_a_truncated_photograph_is_named(trainer, folder, tmp_path, capsys):
     assert "image0.jpg: cannot be read" in last_error(capsys).replace("image1", "image0")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["detection.train_torchvision", "detection.train_net"])
 def test_a_full_disk_is_one_line_and_leaves_no_part_of_a_checkpoint(
     module, digits_root, tmp_path, request

@@ -80,6 +80,7 @@ def test_partial_weights_when_allowed(trainer, files, digits_root, tmp_path, cap
     assert "gave 75 of the backbone's 100 tensors" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_compare_warns(files, digits_root, tmp_path, monkeypatch, request):
     monkeypatch.chdir(request.config.rootpath)
     words = ["--dataset-root", str(digits_root), "--output", str(tmp_path / "out"), "--seeds", "0"]

@@ -25,6 +25,7 @@ def run(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="pipes of Unix")
 @pytest.mark.parametrize(("words", "status"), [(LONG, 141), (["nosuch"], 2)])
 def test_nobody_reads(words, status):
@@ -37,6 +38,7 @@ def test_nobody_reads(words, status):
     assert not done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
 def test_a_full_disk_behind_the_output():
     with open("/dev/full", "w") as full:

@@ -70,6 +70,14 @@ def test_reading_is_that_of_layer_metrics():
     assert (one.rows, one.dropped) == (ROWS - 1, 1)
 
 
+def test_spectrum_is_that_of_the_centred_rows_in_float64():
+    whole = sketch(blocks=4)
+    whole.update(rows())
+    z = rows().double()
+    expected = torch.linalg.svdvals(z - z.mean(dim=0))
+    torch.testing.assert_close(whole.spectrum(), expected, rtol=1e-9, atol=0)
+
+
 def test_leave_one_out_is_the_rows_without_a_block():
     one = sketch(blocks=4)
     z = rows()

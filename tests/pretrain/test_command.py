@@ -77,6 +77,7 @@ print(pretrain(words).global_step, pretrain(config).global_step)
 """
 
 
+@pytest.mark.slow
 def test_one_batch_is_not_all_batches(tmp_path):
     words = simclr(tmp_path / "words", 1, "--trainer.limit_train_batches", "1")
     words += ["--model.optimizer.warmup_epochs", "0"]

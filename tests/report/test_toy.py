@@ -61,6 +61,7 @@ def test_more_layers_and_relus(tmp_path):
     assert count_images(page) == 2
 
 
+@pytest.mark.slow
 def test_digits(tmp_path, monkeypatch):
     monkeypatch.setattr("lightly_collapse.report.toy_training.compare_on_digits", _two_strengths)
     record, page = _run(tmp_path, "digits", "--steps", "50")
@@ -98,6 +99,7 @@ def test_when_collapse_happens():
         assert abs(ranks[nearest] - found) <= 2
 
 
+@pytest.mark.slow
 def test_normalization_and_bias():
     answer = normalization_and_bias()
     plain = answer.lines["plain"][1]
@@ -131,6 +133,7 @@ def test_collapse_that_helps():
     assert accuracy[-1] > accuracy[0] + 5
 
 
+@pytest.mark.slow
 def test_imbalance():
     answer = imbalance()
     (shares, kept), (_, variances) = answer.lines.values()

@@ -61,6 +61,7 @@ def test_page_and_figure_stand_alone(run):
     ]
 
 
+@pytest.mark.slow
 def test_same_seed_gives_the_same_numbers_whatever_else_is_asked_for(run, tmp_path):
     _, results = run
     state = torch.get_rng_state()
