@@ -109,7 +109,7 @@ class CollapseAlarm:
     rank: early ones have few dimensions in healthy trainings too. A warning is given once, and
     again only after the readings were normal in between.
 
-    The thresholds were chosen on 97 collapsed and 68 healthy trainings of nineteen methods, with
+    The thresholds were chosen on 108 collapsed and 85 healthy trainings of nineteen methods, with
     representation and embedding as layers and 24 readings a run: rank fell to no less than 0.41 of
     its highest in a healthy representation, and 0.23 in an embedding. A training is called healthy
     there if it learned something as well; one that stays at the accuracy of random weights may lose
